@@ -1,0 +1,35 @@
+# Every target sets itself up: a virtual environment in .venv from pyproject.toml and constraints.txt, nothing global.
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= mini-llava-next
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint quality train clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+install: $(READY)  ## set up the virtual environment only
+
+demo: $(READY)  ## prune the shipped model with Wanda and TAMP, evaluate, write demo.html
+	$(BIN)/tamp demo --model $(MODEL) --out demo.html
+
+test: $(READY)  ## lint and run every test
+	$(BIN)/ruff check tamp tests
+	$(BIN)/pytest
+
+quality: $(READY)  ## measure every method on fresh questions, into data/results/ (about an hour)
+	$(BIN)/python tests/benchmarks/quality.py
+
+train: $(READY)  ## train the shipped model again, from nothing; go on where it was stopped
+	$(BIN)/python -m tamp.shipped.mini --out data/mini-llava-next
+
+clean:  ## remove the virtual environment and what the targets wrote
+	rm -rf $(VENV) demo.html

@@ -1,0 +1,30 @@
+"""Post-training pruning of multimodal large language models: TAMP, Wanda, SparseGPT and their parts."""
+
+from tamp import allocation, criteria, diversity, masks, selection
+from tamp.checkpoint import save, verify
+from tamp.conversations import calibration_set
+from tamp.errors import UserError
+from tamp.evaluation import evaluate
+from tamp.models import load
+from tamp.pruning import prune
+from tamp.recipe import PRESETS, Recipe
+from tamp.report import Report
+
+__version__ = "0.1.0"
+__all__ = [
+    "PRESETS",
+    "Recipe",
+    "Report",
+    "UserError",
+    "allocation",
+    "calibration_set",
+    "criteria",
+    "diversity",
+    "evaluate",
+    "load",
+    "masks",
+    "prune",
+    "save",
+    "selection",
+    "verify",
+]

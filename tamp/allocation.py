@@ -1,0 +1,127 @@
+"""From scores to a plan: how many weights each linear drops, exact to one weight.
+
+The rule is ECoFLaP's (arXiv 2310.02998), which the paper inherits: every linear first keeps what the cap demands, and the
+rest of the budget is shared in proportion to the scores. Counts are whole numbers throughout.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from tamp import masks
+
+
+def uniform(sizes: Sequence[int], sparsity: float) -> list[int]:
+    """Drop the same share everywhere.
+
+    Args:
+        sizes: weights per linear.
+        sparsity: share to drop, in [0, 1).
+
+    Returns:
+        Weights to drop per linear; the total is ``round(sum(sizes) * sparsity)``, each within one weight of its share.
+    """
+    return spread(sizes, round(sum(sizes) * masks.exact(sparsity)))
+
+
+def spread(sizes: Sequence[int], total: int) -> list[int]:
+    """Drop ``total`` weights at the same share everywhere, each linear within one weight of it."""
+    return _round([Fraction(size * total, sum(sizes)) for size in sizes], total)
+
+
+def allocate(
+    scores: Sequence[float], sizes: Sequence[int], sparsity: float, max_sparsity: float | None = None
+) -> list[int]:
+    """Share the weights that stay in proportion to the scores: a higher score keeps more.
+
+    Every linear keeps at least ``ceil(size * (1 - max_sparsity))``. What is left of the budget is shared in proportion to
+    the scores, clamped at the linear's size, and shared again until it is spent. Shares are per linear, not per weight:
+    with equal scores a small linear keeps a larger fraction than a large one.
+
+    Args:
+        scores: one per linear, finite and not negative; all zero means equal shares.
+        sizes: weights per linear.
+        sparsity: share of all weights to drop, in [0, 1).
+        max_sparsity: cap on the sparsity of a linear, ``min(1, sparsity + 0.1)`` if None.
+
+    Returns:
+        Weights to drop per linear; the total is exactly ``round(sum(sizes) * sparsity)``.
+
+    Raises:
+        ValueError: if the lengths differ, a score is negative or not finite, or the cap is below the target or above 1.
+    """
+    if len(scores) != len(sizes):
+        raise ValueError(f"{len(scores)} scores for {len(sizes)} linears")
+    for position, score in enumerate(scores):
+        if not (math.isfinite(score) and score >= 0):
+            raise ValueError(f"scores are finite and not negative; score {position} is {score}")
+    share = masks.exact(sparsity)
+    cap = min(Fraction(1), share + Fraction(1, 10)) if max_sparsity is None else Fraction(str(float(max_sparsity)))
+    if not share <= cap <= 1:
+        raise ValueError(f"max_sparsity must lie between the sparsity {sparsity} and 1, not {max_sparsity}")
+
+    keep = sum(sizes) - round(sum(sizes) * share)
+    floors = [math.ceil(size * (1 - cap)) for size in sizes]
+    for position in sorted(
+        range(len(sizes)), key=lambda i: (scores[i], i)
+    ):  # rounding up may ask for more than there is
+        if sum(floors) <= keep:
+            break
+        floors[position] = math.floor(sizes[position] * (1 - cap))
+
+    weights = [Fraction(float(score)) for score in scores]
+    shares = [Fraction(floor) for floor in floors]
+    left = Fraction(keep - sum(floors))
+    open_linears = {position for position in range(len(sizes)) if floors[position] < sizes[position]}
+    while left:
+        total = sum(weights[i] for i in open_linears)
+        wanted = {i: left * weights[i] / total if total else left / len(open_linears) for i in open_linears}
+        full = {i for i in open_linears if shares[i] + wanted[i] >= sizes[i]}
+        for i in full or open_linears:
+            grant = sizes[i] - shares[i] if full else wanted[i]
+            shares[i] += grant
+            left -= grant
+        open_linears -= full
+    return [size - kept for size, kept in zip(sizes, _round(shares, keep, sizes))]
+
+
+def _round(shares: Sequence[Fraction], total: int, limits: Sequence[int] | None = None) -> list[int]:
+    """Round shares to whole numbers with the given total, by largest remainder, earlier ones first in a tie."""
+    whole = [math.floor(share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda i: (whole[i] - shares[i], i))
+    while missing := total - sum(whole):
+        step = 1 if missing > 0 else -1
+        for i in order if missing > 0 else reversed(order):
+            if missing and (limits is None or whole[i] + step <= limits[i]) and whole[i] + step >= 0:
+                whole[i] += step
+                missing -= step
+    return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How many weights every linear drops.
+
+    Attributes:
+        linears: names of the linears inside the model, in the order of the blocks.
+        sizes: weights of each.
+        drops: weights to drop of each.
+        scores: what the allocation was made from, None if it was uniform.
+    """
+
+    linears: tuple[str, ...]
+    sizes: tuple[int, ...]
+    drops: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Share of all weights dropped."""
+        return sum(self.drops) / sum(self.sizes)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")

@@ -1,0 +1,108 @@
+"""Saving a pruned model: a folder that looks finished is finished."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from tamp.errors import UserError
+from tamp.report import Report
+
+MANIFEST = "tamp.json"
+
+
+def check_free(folder: str | Path, overwrite: bool = False) -> Path:
+    """Refuse an output folder that exists.
+
+    Raises:
+        UserError: unless ``overwrite`` is given, or the folder is empty, or there is none.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists; choose another folder, or overwrite it (overwrite=True, --overwrite).")
+    return folder
+
+
+def save(
+    model: nn.Module, processor, folder: str | Path, report: Report | None = None, overwrite: bool = False
+) -> Path:
+    """Save a model and its processor so that ``from_pretrained`` loads them.
+
+    Everything is written into a folder beside the target and renamed at the end: after a crash or on a full disk there is
+    no target, or the old one.
+
+    Args:
+        model: the model, pruned or not.
+        processor: its processor or tokenizer; None to leave it out.
+        folder: where to; must not exist unless ``overwrite``.
+        report: from :func:`tamp.prune`, recorded beside the weights in ``tamp.json`` and ``tamp.csv``.
+        overwrite: replace the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if the folder exists, or writing fails.
+    """
+    folder = check_free(folder, overwrite)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"Cannot write beside {folder}: {error}") from error
+    try:
+        model.save_pretrained(beside, safe_serialization=True)
+        if processor is not None:
+            processor.save_pretrained(beside)
+        if report is not None:
+            report.table.to_csv(beside / "tamp.csv", index=False)
+        manifest = {
+            "report": report.summary() if report else None,
+            "files": {path.name: sha256(path) for path in sorted(beside.glob("*.safetensors"))},
+        }
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        beside.chmod(0o755)
+        if folder.exists():
+            old = beside.with_name(beside.name + ".old")
+            os.replace(folder, old)
+            os.replace(beside, folder)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            os.replace(beside, folder)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, Exception):  # safetensors reports a full disk with an error of its own
+            raise UserError(f"Could not save to {folder}: {error}. Nothing was left there.") from error
+        raise
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: str | Path) -> dict:
+    """Check a saved folder's weights against its manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: if there is no manifest, or a file is missing or was changed.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} has no {MANIFEST}: it was not saved by tamp.save, or not completely.")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, expected in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing.")
+        if sha256(folder / name) != expected:
+            raise UserError(f"{folder / name} is not what was saved: its sha256 differs from {MANIFEST}.")
+    return manifest

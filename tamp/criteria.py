@@ -1,0 +1,162 @@
+"""Pruning criteria: how much a weight counts, and, for SparseGPT, how the others make up for it.
+
+Weights are ``(out, in)``, inputs ``(tokens, in)``. Everything is computed in float32 and accumulated in float64, so that
+neither the order nor the grouping of the samples shows in a mask.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tamp import masks
+
+
+class MeanSquare:
+    """Accumulates the mean over tokens of the squared inputs of a linear."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Add tokens, (tokens, width)."""
+        self.total += inputs.float().square().sum(0, dtype=torch.float64)
+        self.count += len(inputs)
+
+    def value(self) -> Tensor:
+        """Return the mean square of every input, (width,) float32."""
+        return (self.total / max(self.count, 1)).float()
+
+
+class Hessian:
+    """Accumulates the mean over tokens of ``x x^T``, the Hessian of a linear's squared error up to a factor."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Add tokens, (tokens, width)."""
+        inputs = inputs.float()
+        self.total += inputs.T @ inputs
+        self.count += len(inputs)
+
+    def value(self) -> Tensor:
+        """Return the mean outer product, (width, width) float32."""
+        return (self.total / max(self.count, 1)).float()
+
+
+def magnitude(weight: Tensor) -> Tensor:
+    """Score weights by their absolute value, (out, in) float32."""
+    return weight.float().abs()
+
+
+def wanda(weight: Tensor, mean_square: Tensor) -> Tensor:
+    """Score weights by ``|W| * sqrt(mean square of their input)`` (Sun et al. 2023, arXiv 2306.11695, eq. 1).
+
+    Args:
+        weight: (out, in).
+        mean_square: (in,), from :class:`MeanSquare`.
+
+    Returns:
+        (out, in) float32 metric.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if mean_square.shape != weight.shape[1:]:
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} has {weight.shape[1]} inputs, "
+            f"the statistic has shape {tuple(mean_square.shape)}"
+        )
+    return weight.float().abs() * mean_square.float().sqrt()  # (out, in)
+
+
+def sparsegpt(
+    weight: Tensor,
+    hessian: Tensor,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    *,
+    drop: int | None = None,
+    damping: float = 0.01,
+    block: int = 128,
+) -> Tensor:
+    """Prune a weight column by column and let the columns to the right absorb the error.
+
+    Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1. Columns are taken in blocks; in each the entries with the
+    smallest ``w^2 / u^2`` are dropped, u being the diagonal of the Cholesky factor of the inverse Hessian. Unstructured
+    pruning takes one pool per block over all rows; after each block exactly ``floor(drop * columns so far / in)`` weights
+    are gone.
+
+    Args:
+        weight: (out, in).
+        hessian: (in, in), on any scale, from :class:`Hessian`.
+        sparsity: share of weights to drop, in [0, 1).
+        pattern: instead, ``"n:m"``.
+        drop: instead, the exact number of weights to drop.
+        damping: what to add to the Hessian's diagonal, as a share of its mean.
+        block: columns per block; with a pattern, rounded up to a multiple of m.
+
+    Returns:
+        (out, in), the pruned and updated weight in the type of ``weight``.
+
+    Raises:
+        ValueError: if not exactly one of sparsity, pattern and drop is given, one is out of range, or shapes do not fit.
+    """
+    if (sparsity is not None) + (pattern is not None) + (drop is not None) != 1:
+        raise ValueError("give exactly one of sparsity, pattern and drop")
+    rows, columns = weight.shape
+    if hessian.shape != (columns, columns):
+        raise ValueError(
+            f"a weight with {columns} inputs needs a Hessian of shape {(columns, columns)}, not {tuple(hessian.shape)}"
+        )
+    if block < 1 or damping < 0:
+        raise ValueError(f"block must be at least 1 and damping at least 0, not {block} and {damping}")
+    if pattern is not None:
+        n, m = masks.parse_pattern(pattern)
+        if columns % m:
+            raise ValueError(f"a width of {columns} inputs is not divisible by m = {m}")
+        block = -(-block // m) * m
+    elif drop is None:
+        drop = round(rows * columns * masks.exact(sparsity))
+    if drop is not None and not 0 <= drop <= rows * columns:
+        raise ValueError(f"cannot drop {drop} of {rows * columns} weights")
+
+    updated = weight.float().clone()
+    hessian = hessian.float().clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1
+    updated[:, dead] = 0
+    diagonal += damping * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor = torch.linalg.cholesky(inverse, upper=True)  # (in, in), row j: how column j's error spreads to the right
+
+    dropped = 0
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        part = updated[:, start:stop]  # (out, block), a view
+        spread = factor[start:stop, start:stop]
+        scale = spread.diagonal()
+        if drop is not None:
+            due = math.floor(drop * stop / columns) - dropped
+            dropped += due
+            smallest = (part / scale).square().flatten().argsort(stable=True)[:due]
+            mask = torch.zeros(part.numel(), dtype=torch.bool, device=part.device)
+            mask[smallest] = True
+            mask = mask.reshape(part.shape)
+        else:
+            mask = torch.zeros_like(part, dtype=torch.bool)
+        errors = torch.zeros_like(part)
+        for j in range(stop - start):
+            if drop is None and j % m == 0:  # the group's weights have absorbed the errors of the columns before it
+                mask[:, j : j + m] = masks.n_of_m((part[:, j : j + m] / scale[j : j + m]).square(), n, m)
+            column = part[:, j].clone()
+            kept = column.masked_fill(mask[:, j], 0)
+            errors[:, j] = (column - kept) / scale[j]
+            part[:, j:] -= errors[:, j : j + 1] * spread[j, j:]
+            part[:, j] = kept
+        updated[:, stop:] -= errors @ factor[start:stop, stop:]
+    return updated.to(weight.dtype)

@@ -1,0 +1,143 @@
+"""Token similarity within and across modalities, the quantity behind Diversity-Aware Sparsity.
+
+``similarity(A, B)`` is the mean cosine similarity between tokens of modality A and tokens of modality B; within one
+modality, over unordered pairs of different tokens. Modalities are whole numbers; a negative number marks padding, which
+nothing here ever looks at. A token that is all zeros has cosine 0 with every other.
+"""
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Within = Literal["mean", "positive"]
+
+
+def unit(outputs: Tensor) -> Tensor:
+    """L2-normalise tokens, (..., T, d) to (..., T, d) float32; zero vectors stay zero."""
+    return torch.nn.functional.normalize(outputs.float(), dim=-1)
+
+
+def pairs_of(modality: Tensor) -> list[tuple[int, int]]:
+    """List the terms a token sequence can have: ``(a, a)`` and ``(a, b)`` with a < b, of the modalities present."""
+    present = sorted(code for code in modality.unique().tolist() if code >= 0)
+    return list(itertools.combinations_with_replacement(present, 2))
+
+
+def mean_similarities(units: Tensor, modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    """Average the cosine over all pairs, in closed form: O(T d), no T x T matrix.
+
+    The mean over pairs of a modality is ``(||sum u||^2 - sum ||u||^2) / (T (T - 1))``, across two it is
+    ``<mean u_A, mean u_B>``.
+
+    Args:
+        units: (..., T, d), normalised tokens.
+        modality: (T,), whole numbers, negative = padding.
+        pairs: the terms wanted.
+
+    Returns:
+        (..., terms) float32, NaN where a term has no pair of tokens.
+    """
+    codes = sorted({code for pair in pairs for code in pair})
+    member = torch.stack([modality == code for code in codes]).to(units.dtype)  # (M, T)
+    totals = (member @ units).double()  # (..., M, d)
+    inner = totals @ totals.mT  # (..., M, M)
+    own = (member @ units.square().sum(-1, keepdim=True))[..., 0].double()  # (..., M), how many are not zero vectors
+    count = dict(zip(codes, member.sum(1).int().tolist()))
+    terms = []
+    for a, b in pairs:
+        i, j = codes.index(a), codes.index(b)
+        total = inner[..., i, j] - (own[..., i] if a == b else 0)
+        terms.append(total / (count[a] * (count[b] - (a == b)) or math.nan))
+    return torch.stack(terms, -1).float()
+
+
+def positive_similarities(cosine: Tensor, modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    """Average the cosine as the authors' code does: within a modality only over pairs with positive cosine.
+
+    Args:
+        cosine: (..., T, T), symmetric; its diagonal is not looked at.
+        modality: (T,), whole numbers, negative = padding.
+        pairs: the terms wanted; across modalities all pairs count, whatever their sign.
+
+    Returns:
+        (..., terms) float32, NaN where a term has no pair.
+    """
+    index = {code: (modality == code).nonzero().flatten() for code in {code for pair in pairs for code in pair}}
+    terms = []
+    for a, b in pairs:
+        part = block_of(cosine, index[a], index[b])
+        if a == b:
+            part = part.clamp(min=0)
+            part.diagonal(dim1=-2, dim2=-1).zero_()
+            total = grand_sum(part)
+            terms.append(total / grand_sum(part.sign_()))  # every pair stands twice in both sums
+        else:
+            terms.append(grand_sum(part) / (part.shape[-2] * part.shape[-1] or math.nan))
+    return torch.stack(terms, -1).float()
+
+
+def grand_sum(matrix: Tensor) -> Tensor:
+    """Sum (..., R, C) to (...) float64: rows in float32, which is fast, then the row sums exactly enough."""
+    return matrix.sum(-1).sum(-1, dtype=torch.float64)
+
+
+def block_of(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Take rows and columns of (..., T, T), as a view where both are runs, as modalities mostly are."""
+
+    def narrow(part: Tensor, dim: int, index: Tensor) -> Tensor:
+        if len(index) and int(index[-1] - index[0]) == len(index) - 1:
+            return part.narrow(dim, int(index[0]), len(index))
+        return part.index_select(dim, index)
+
+    return narrow(narrow(matrix, -2, rows), -1, columns)
+
+
+def similarities(outputs: Tensor, modality: Tensor, within: Within = "mean") -> dict[tuple[int, int], float]:
+    """Measure the similarity of tokens within and across modalities.
+
+    Args:
+        outputs: (T, d), output tokens of a linear, any float type.
+        modality: (T,), a whole number per token, negative = padding.
+        within: ``"mean"`` averages over all pairs (the paper), ``"positive"`` within a modality over the pairs with
+            positive cosine (the authors' code).
+
+    Returns:
+        ``{(a, b): mean cosine}`` with a <= b; a term without any pair of tokens is left out.
+
+    Raises:
+        ValueError: if the shapes do not fit or ``within`` is unknown.
+    """
+    if outputs.ndim != 2 or modality.shape != outputs.shape[:1]:
+        raise ValueError(
+            f"outputs are (T, d) and modality (T,), not {tuple(outputs.shape)} and {tuple(modality.shape)}"
+        )
+    if within not in ("mean", "positive"):
+        raise ValueError(f"within is 'mean' or 'positive', not {within!r}")
+    pairs = pairs_of(modality)
+    if not pairs:
+        return {}
+    units = unit(outputs)
+    values = (
+        mean_similarities(units, modality, pairs)
+        if within == "mean"
+        else positive_similarities(units @ units.T, modality, pairs)
+    )
+    return {pair: value for pair, value in zip(pairs, values.tolist()) if not math.isnan(value)}
+
+
+def diversity(similarities: dict[tuple[int, int], float], terms: int = 3) -> float:
+    """Score a linear: the mean of ``1 - similarity`` over the defined terms, times their nominal number.
+
+    Args:
+        similarities: from :func:`similarities`.
+        terms: the nominal number of terms, 3 for two modalities and 6 for three; samples in which some are undefined
+            stay on the same scale.
+
+    Returns:
+        The score, NaN if no term is defined.
+    """
+    defined = [1 - value for value in similarities.values()]
+    return terms * sum(defined) / len(defined) if defined else math.nan

@@ -1,0 +1,387 @@
+"""The pruner: two passes over the decoder blocks that carry out a recipe.
+
+Pass 1, only if the allocation asks for it, walks the dense blocks and scores every linear. Pass 2 walks them again: collect
+statistics with the block still dense but fed by pruned predecessors, prune it, run it again, and feed its outputs to the
+next block.
+"""
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from tamp import allocation, calibration, criteria, diversity, masks, models, selection
+from tamp.errors import UserError
+from tamp.recipe import Recipe
+from tamp.report import Report, peak_memory
+
+LOCK_STEP = 2**26  # kernel entries (float32) of the samples whose tokens are picked together
+
+
+@torch.no_grad()
+def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, progress: bool = True) -> Report:
+    """Prune the linears of a model's decoder blocks in place.
+
+    Everything else stays untouched, bit for bit, and so do the model's mode, device, ``use_cache`` and attention setting.
+    The same samples give the same masks.
+
+    Args:
+        model: a transformers model with a decoder, see :func:`tamp.load`.
+        samples: processor outputs, see :func:`tamp.calibration_set`; may be None for magnitude pruning.
+        recipe: what to do.
+        progress: show bars.
+
+    Returns:
+        A :class:`tamp.report.Report`: a row per linear, exact sparsity, times and memory.
+
+    Raises:
+        UserError: if a sample or a width does not fit. An exception that leaves the model partly pruned says so in a note.
+    """
+    blocks = models.blocks(model)
+    stack = list(blocks.values())
+    linears = {
+        f"{prefix}.{name}": linear for prefix, block in blocks.items() for name, linear in models.linears(block).items()
+    }
+    _check(linears, samples, recipe)
+    watch = Stopwatch(next(model.parameters()).device)
+    pruned = 0
+    with undisturbed(model):
+        try:
+            captured = []
+            if recipe.needs_samples:
+                with watch("capture"):
+                    captured = calibration.capture(model, samples, progress)
+            scores = None
+            if recipe.plans:
+                with watch("allocate"):
+                    scores = das_scores(stack, captured[: recipe.allocation_samples], recipe, progress)
+            plan = make_plan(
+                {name: linear.weight.numel() for name, linear in linears.items()}, len(stack), scores, recipe
+            )
+            drops = iter(plan.drops)
+            rows = []
+            for position, block in enumerate(calibration.steps(stack, "prune", progress)):
+                names = models.linears(block)
+                with watch("calibrate"):
+                    statistics, kept, dense = collect(block, position, captured, recipe)
+                pruned = position + 1
+                with watch("prune"):
+                    for name, linear in names.items():
+                        prune_linear(linear, statistics.get(name), next(drops), recipe)
+                with watch("replay"):
+                    error = replay(block, position, captured, dense)
+                rows += [{"block": position, "linear": name, "kept": kept.get(name), "error": error} for name in names]
+        except BaseException as error:
+            if pruned:
+                error.add_note(
+                    f"Pruning stopped at block {pruned} of {len(blocks)}: the model in memory is partly pruned; "
+                    "load it again before using it."
+                )
+            raise
+    zeros = [(linear.weight == 0).sum().item() for linear in linears.values()]
+    return Report(
+        recipe=recipe,
+        plan=plan,
+        table=_table(rows, plan, zeros, recipe),
+        sparsity=sum(zeros) / sum(plan.sizes),
+        samples=len(captured),
+        seconds=dict(watch.seconds),
+        peak_memory=peak_memory(watch.device),
+        model=getattr(model.config, "_name_or_path", "") or type(model).__name__,
+    )
+
+
+def _check(linears: dict[str, nn.Linear], samples: Sequence[dict] | None, recipe: Recipe) -> None:
+    """Refuse what cannot work before anything is touched."""
+    if recipe.needs_samples and not samples:
+        raise UserError(
+            f"{recipe.criterion} needs calibration samples and got none; make some with tamp.calibration_set(...)."
+        )
+    for name, linear in linears.items():
+        if linear.weight.is_meta:
+            raise UserError(f"The weight of {name} is not in memory (meta device); load the model onto one device.")
+        if not linear.weight.is_floating_point():
+            raise UserError(f"The weight of {name} is {linear.weight.dtype}: prune before quantizing.")
+        if recipe.pattern and linear.in_features % masks.parse_pattern(recipe.pattern)[1]:
+            raise UserError(
+                f"Pattern {recipe.pattern} needs widths divisible by {masks.parse_pattern(recipe.pattern)[1]}; "
+                f"{name} has {linear.in_features} inputs."
+            )
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and give every module its own mode back on leaving."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Stopwatch:
+    """Adds up seconds by phase; waits for a GPU's work to end before it reads the clock."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time what runs inside and add it to ``phase``."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[phase] += time.perf_counter() - start
+
+
+def das_scores(
+    stack: list[nn.Module], captured: list[calibration.Captured], recipe: Recipe, progress: bool = True
+) -> list[float]:
+    """Score every linear by the diversity of its output tokens on the dense model: pass 1.
+
+    Section 3.2 of the paper. Scores are averaged over samples and rounded to six decimals, so that the last bits of a sum,
+    which depend on the number of threads, do not decide about weights.
+
+    Args:
+        stack: the decoder blocks.
+        captured: calibration samples as they enter block 0; left as they are.
+        recipe: ``das_similarity`` says how cosines are averaged within a modality.
+        progress: show a bar.
+
+    Returns:
+        One score per linear, in the order of the blocks.
+
+    Raises:
+        UserError: if activations are not finite, or no sample has two tokens to compare.
+    """
+    walkers = [calibration.Captured(batch.hidden, batch.kwargs, batch.modality) for batch in captured]
+    present = sorted({code for batch in captured for code in batch.modality.unique().tolist() if code >= 0})
+    pairs = diversity.pairs_of(torch.tensor(present))
+    scores = []
+    for position, block in enumerate(calibration.steps(stack, "score", progress)):
+        values = []  # per row of every sample: (linears, terms)
+        with calibration.linear_tokens(models.linears(block)) as tokens:
+            for number, batch in enumerate(walkers):
+                hidden = batch.run(block, position)
+                finite(position, number, tokens, hidden)
+                for row, codes in enumerate(batch.modality):
+                    values.append(_similarities([output[row] for _, output in tokens.values()], codes, pairs, recipe))
+                batch.hidden = hidden
+        diverse = 1 - torch.stack(values)  # (rows, linears, terms)
+        per_row = diverse.nanmean(-1) * len(pairs)  # the mean over defined terms, times their nominal number
+        scores += [round(score, 6) for score in per_row.double().nanmean(0).tolist()]
+    if any(math.isnan(score) for score in scores):
+        raise UserError("DAS compares tokens with each other, and no calibration sample has two of them.")
+    return scores
+
+
+def _similarities(outputs: list[Tensor], codes: Tensor, pairs: list[tuple[int, int]], recipe: Recipe) -> Tensor:
+    """Average the cosines of every linear's tokens, L tensors (T, d_l), to (L, terms)."""
+    terms = []
+    for output in outputs:
+        units = diversity.unit(output)
+        terms.append(
+            diversity.mean_similarities(units, codes, pairs)
+            if recipe.das_similarity == "mean"
+            else diversity.positive_similarities(units @ units.T, codes, pairs)
+        )
+    return torch.stack(terms)
+
+
+def make_plan(sizes: dict[str, int], depth: int, scores: list[float] | None, recipe: Recipe) -> allocation.Plan:
+    """Turn scores into weights to drop per linear.
+
+    Args:
+        sizes: weights per linear, in the order of the blocks.
+        depth: number of blocks.
+        scores: one per linear, or None for the same share everywhere.
+        recipe: target, cap and granularity.
+    """
+    counts = list(sizes.values())
+    cap = min(1.0, recipe.sparsity + recipe.das_cap)
+    if scores is None:
+        drops = allocation.uniform(counts, recipe.sparsity)
+    elif recipe.das_granularity == "linear":
+        drops = allocation.allocate(scores, counts, recipe.sparsity, cap)
+    else:
+        each = len(counts) // depth
+        grouped = [range(start, start + each) for start in range(0, len(counts), each)]
+        totals = [sum(counts[i] for i in group) for group in grouped]
+        means = [sum(scores[i] for i in group) / each for group in grouped]
+        drops = []
+        for group, drop in zip(grouped, allocation.allocate(means, totals, recipe.sparsity, cap)):
+            drops += allocation.spread([counts[i] for i in group], drop)
+    return allocation.Plan(
+        linears=tuple(sizes), sizes=tuple(counts), drops=tuple(drops), scores=None if scores is None else tuple(scores)
+    )
+
+
+def collect(
+    block: nn.Module, position: int, captured: list[calibration.Captured], recipe: Recipe
+) -> tuple[dict, dict[str, float], list[Tensor]]:
+    """Run a dense block on every sample and gather what its criterion needs.
+
+    Args:
+        block: the block, not pruned yet.
+        position: its place among the blocks.
+        captured: samples as they enter the block.
+        recipe: tokens and criterion.
+
+    Returns:
+        (accumulator per linear, mean tokens that counted per linear and row, the block's outputs per sample).
+    """
+    if not captured:
+        return {}, {}, []
+    linears = models.linears(block)
+    accumulator = criteria.Hessian if recipe.criterion == "sparsegpt" else criteria.MeanSquare
+    statistics = {name: accumulator(linear.in_features, linear.weight.device) for name, linear in linears.items()}
+    dense = []
+    waiting: list[tuple] = []  # rows whose tokens AMIA has yet to pick: (inputs of every linear, its set)
+    entries = 0
+    with contextlib.ExitStack() as context:
+        tokens = context.enter_context(calibration.linear_tokens(linears))
+        attention = context.enter_context(calibration.attention_row(block)) if recipe.tokens == "amia" else None
+        for number, batch in enumerate(captured):
+            if attention:
+                attention.last = calibration.last_valid(batch.modality)
+            dense.append(batch.run(block, position))
+            finite(position, number, tokens, dense[-1])
+            for row, codes in enumerate(batch.modality):
+                inputs = {name: tokens[name][0][row] for name in linears}
+                if attention:
+                    outputs = [tokens[name][1][row] for name in linears]
+                    waiting.append((inputs, (outputs, attention.value[row], codes)))
+                    entries += len(outputs) * len(codes) ** 2
+                else:
+                    choose = (
+                        selection.everything(codes) if recipe.tokens == "all" else selection.text(codes, models.TEXT)
+                    )
+                    add(statistics, inputs, [choose] * len(linears))
+            if waiting and (entries >= LOCK_STEP or number == len(captured) - 1):
+                chosen = selection.amia_batch(
+                    [each for _, each in waiting],
+                    neighbours=recipe.amia_neighbours,
+                    threshold=recipe.amia_threshold,
+                    within=recipe.amia_similarity,
+                )
+                for (inputs, _), picks in zip(waiting, chosen):
+                    add(statistics, inputs, picks)
+                waiting, entries = [], 0
+    empty = [name for name, statistic in statistics.items() if not statistic.count]
+    if empty:
+        raise UserError(
+            f"No calibration token counts for {empty[0]} of block {position}: "
+            f"tokens={recipe.tokens!r} selected none in any sample."
+        )
+    rows = sum(len(batch.modality) for batch in captured)
+    return statistics, {name: statistic.count / rows for name, statistic in statistics.items()}, dense
+
+
+def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -> None:
+    """Add the chosen tokens (T,) bool of every linear's inputs (T, in) to its accumulator.
+
+    Linears that read the same tensor and the same tokens (query, key and value, say) share the work.
+    """
+    shared: dict[tuple, tuple] = {}
+    for (name, tensor), mask in zip(inputs.items(), chosen):
+        key = (tensor.data_ptr(), tensor.shape, id(mask))
+        if key not in shared:
+            part = type(statistics[name])(tensor.shape[1], tensor.device)
+            part.add(tensor if mask.all() else tensor[mask])
+            shared[key] = part.total, part.count
+        total, count = shared[key]
+        statistics[name].total += total
+        statistics[name].count += count
+
+
+def finite(position: int, number: int, tokens: dict[str, tuple[Tensor, Tensor]], hidden: Tensor) -> None:
+    """Check the activations of a block for NaN and infinity.
+
+    Raises:
+        UserError: naming block, linear and sample.
+    """
+    named = {}
+    seen = set()
+    for name, (inputs, outputs) in tokens.items():
+        if inputs.data_ptr() not in seen:
+            seen.add(inputs.data_ptr())
+            named[f"the input of {name}"] = inputs
+        named[f"the output of {name}"] = outputs
+    named["its output"] = hidden
+    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in named.values()])
+    if not sums.sum().isfinite():  # one look on the host; a large but finite tensor cannot get this far in float32
+        for what, tensor in named.items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"Block {position}, sample {number}: {what} holds NaN or infinity. Check the sample, or load "
+                    "the model in bfloat16 or float32."
+                )
+
+
+def prune_linear(linear: nn.Linear, statistic, drop: int, recipe: Recipe) -> None:
+    """Prune one linear in place.
+
+    Args:
+        linear: what to prune.
+        statistic: its accumulator, None for magnitude.
+        drop: how many weights to drop, unless the recipe has a pattern.
+        recipe: criterion and pattern.
+    """
+    weight = linear.weight
+    if recipe.criterion == "sparsegpt":
+        asked = {"pattern": recipe.pattern} if recipe.pattern else {"drop": drop}
+        weight.copy_(
+            criteria.sparsegpt(weight, statistic.value(), damping=recipe.damping, block=recipe.block_size, **asked)
+        )
+        return
+    metric = (
+        criteria.magnitude(weight) if recipe.criterion == "magnitude" else criteria.wanda(weight, statistic.value())
+    )
+    mask = (
+        masks.n_of_m(metric, *masks.parse_pattern(recipe.pattern))
+        if recipe.pattern
+        else masks.unstructured(metric, drop=drop)
+    )
+    weight.masked_fill_(mask, 0)
+
+
+def replay(block: nn.Module, position: int, captured: list[calibration.Captured], dense: list[Tensor]) -> float | None:
+    """Feed the pruned block's outputs to the next one and measure what pruning changed.
+
+    Returns:
+        ``||pruned - dense|| / ||dense - input||`` over all valid tokens: the error relative to what the block adds to its
+        input. None without samples.
+    """
+    if not captured:
+        return None
+    wrong = added = 0.0
+    for batch, before in zip(captured, dense):
+        after = batch.run(block, position)
+        valid = batch.modality >= 0
+        wrong += (after - before)[valid].float().square().sum(dtype=torch.float64)
+        added += (before - batch.hidden)[valid].float().square().sum(dtype=torch.float64)
+        batch.hidden = after
+    return (wrong / added).sqrt().item() if added else 0.0
+
+
+def _table(rows: list[dict], plan: allocation.Plan, zeros: list[int], recipe: Recipe) -> pd.DataFrame:
+    """Put a row per linear: what was asked, what came out, what it cost."""
+    table = pd.DataFrame(rows)
+    table.insert(2, "weights", plan.sizes)
+    table.insert(3, "score", plan.scores if plan.scores else math.nan)
+    table.insert(
+        4, "asked", [recipe.sparsity if recipe.pattern else drop / size for drop, size in zip(plan.drops, plan.sizes)]
+    )
+    table.insert(5, "got", [zero / size for zero, size in zip(zeros, plan.sizes)])
+    return table.astype({"kept": float, "error": float})

@@ -1,0 +1,113 @@
+"""What to prune and how: one dataclass, and one table of the methods it can spell."""
+
+from dataclasses import dataclass, fields
+
+from tamp import masks
+from tamp.errors import UserError, unknown
+
+PRESETS: dict[str, dict[str, str]] = {
+    "magnitude": {"allocation": "uniform", "tokens": "all", "criterion": "magnitude"},
+    "wanda": {"allocation": "uniform", "tokens": "all", "criterion": "wanda"},
+    "sparsegpt": {"allocation": "uniform", "tokens": "all", "criterion": "sparsegpt"},
+    "text": {"allocation": "uniform", "tokens": "text", "criterion": "wanda"},
+    "das": {"allocation": "das", "tokens": "all", "criterion": "wanda"},
+    "amia": {"allocation": "uniform", "tokens": "amia", "criterion": "wanda"},
+    "tamp": {"allocation": "das", "tokens": "amia", "criterion": "wanda"},
+}
+CHOICES = {
+    "allocation": ("uniform", "das"),
+    "tokens": ("all", "text", "amia"),
+    "criterion": ("magnitude", "wanda", "sparsegpt"),
+    "das_similarity": ("mean", "positive"),
+    "das_granularity": ("linear", "block"),
+    "amia_similarity": ("mean", "positive"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to prune and how; the default is TAMP at 50 %.
+
+    Attributes:
+        sparsity: share of weights to drop, in [0, 1). With a pattern it is n / m and need not be given.
+        pattern: ``"n:m"``, n of every m consecutive inputs dropped. It fixes every linear's sparsity, so a DAS plan has
+            nothing left to say and is not made.
+        allocation: how sparsity is spread over the linears: ``"uniform"`` or ``"das"``.
+        tokens: which calibration tokens count: ``"all"``, ``"text"`` or ``"amia"``.
+        criterion: ``"magnitude"`` (needs no calibration), ``"wanda"`` or ``"sparsegpt"``.
+        das_similarity: ``"mean"`` (the paper, closed form) or ``"positive"`` (as released).
+        das_granularity: a sparsity per ``"linear"`` (the paper) or per ``"block"``.
+        das_cap: how far above ``sparsity`` any linear may go.
+        allocation_samples: how many calibration samples DAS looks at, from the first on; None for all.
+        amia_similarity: like ``das_similarity``, in AMIA's stopping rule.
+        amia_neighbours: k of AMIA's graph.
+        amia_threshold: of AMIA's stopping rule.
+        damping: SparseGPT's.
+        block_size: columns SparseGPT prunes at a time.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+    allocation: str = "das"
+    tokens: str = "amia"
+    criterion: str = "wanda"
+    das_similarity: str = "mean"
+    das_granularity: str = "linear"
+    das_cap: float = 0.1
+    allocation_samples: int | None = 32
+    amia_similarity: str = "positive"
+    amia_neighbours: int = 3
+    amia_threshold: float = 0.1
+    damping: float = 0.01
+    block_size: int = 128
+
+    def __post_init__(self):
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, str(getattr(self, name)), known)
+        try:
+            if self.pattern is not None:
+                n, m = masks.parse_pattern(self.pattern)
+                if self.sparsity not in (None, n / m):
+                    raise UserError(
+                        f"Pattern {self.pattern} is a sparsity of {n / m:g}, not {self.sparsity}; give one of the two."
+                    )
+                object.__setattr__(self, "sparsity", n / m)
+            object.__setattr__(self, "sparsity", float(masks.exact(0.5 if self.sparsity is None else self.sparsity)))
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+        for name, low in (
+            ("das_cap", 0),
+            ("amia_neighbours", 1),
+            ("amia_threshold", 0),
+            ("damping", 0),
+            ("block_size", 1),
+            ("allocation_samples", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise UserError(f"{name} must be at least {low}, not {value}.")
+
+    @classmethod
+    def preset(cls, name: str, **changes) -> "Recipe":
+        """Make the recipe of a row of :data:`PRESETS`, with changes.
+
+        Raises:
+            UserError: if there is no such preset or field, or a value is out of range.
+        """
+        if name not in PRESETS:
+            raise unknown("preset", name, PRESETS)
+        for change in changes:
+            if change not in (known := [f.name for f in fields(cls)]):
+                raise unknown("recipe field", change, known)
+        return cls(**{**PRESETS[name], **changes})
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether pruning has to look at calibration samples at all."""
+        return self.criterion != "magnitude" or self.plans
+
+    @property
+    def plans(self) -> bool:
+        """Whether pass 1 is needed: an allocation other than uniform, and no pattern that fixes every linear."""
+        return self.allocation != "uniform" and self.pattern is None

@@ -1,0 +1,185 @@
+"""What a pruning run did: tables, figures and one HTML page."""
+
+import base64
+import html
+import io
+import platform
+import resource
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+import transformers
+
+from tamp.allocation import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tamp.recipe import Recipe
+
+PALETTE = {"dense": "#4d4d4d", "visual": "#d1813f", "audio": "#8a5a9e", "text": "#3d7ea6"}
+METHODS = ("#9a9a9a", "#3d7ea6", "#c2573d", "#5b9a5f", "#8a5a9e", "#b3923b", "#45a3a0", "#d07ba5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return bytes: the most torch held on the GPU since the last reset, or the process's largest resident size so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What :func:`tamp.prune` did.
+
+    Attributes:
+        recipe: the recipe it followed.
+        plan: weights to drop per linear.
+        table: a row per linear: block, linear, weights, score (NaN if uniform), asked and got (shares of weights), kept
+            (calibration tokens that counted, mean per sample), error (of the block's output, relative to what the block adds
+            to its input).
+        sparsity: share of zeros among the weights of all pruned linears, counted.
+        samples: calibration samples used.
+        seconds: wall time by phase.
+        peak_memory: bytes, see :func:`peak_memory`.
+        model: name or path of the model.
+    """
+
+    recipe: "Recipe"
+    plan: Plan
+    table: pd.DataFrame
+    sparsity: float
+    samples: int
+    seconds: dict[str, float]
+    peak_memory: int
+    model: str
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is worth recording, as plain JSON types."""
+        return {
+            "model": self.model,
+            "recipe": asdict(self.recipe),
+            "sparsity": self.sparsity,
+            "weights": sum(self.plan.sizes),
+            "samples": self.samples,
+            "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
+            "peak_memory_bytes": self.peak_memory,
+            "versions": versions(),
+        }
+
+    def __str__(self) -> str:
+        spent = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
+        whole = self.table.assign(**{name: self.table[name] * self.table["weights"] for name in ("asked", "got")})
+        table = whole.groupby("block", sort=False).agg(
+            {"weights": "sum", "score": "mean", "asked": "sum", "got": "sum", "kept": "mean", "error": "first"}
+        )
+        table[["asked", "got"]] = table[["asked", "got"]].div(table["weights"], axis=0)
+        return (
+            f"{self.recipe.allocation} + {self.recipe.tokens} + {self.recipe.criterion}"
+            f"{' ' + self.recipe.pattern if self.recipe.pattern else ''}: {self.sparsity:.4%} of "
+            f"{sum(self.plan.sizes):,} weights are zero\n"
+            f"{table.to_string(float_format='{:.3f}'.format, na_rep='-')}\n"
+            f"{self.samples} samples; {spent}; peak memory {self.peak_memory / 2**20:,.0f} MiB"
+        )
+
+    def figure(self) -> "Figure":
+        """Draw sparsity per linear and error per block."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+        for color, (name, rows) in zip(METHODS[1:] * 4, self.table.groupby("linear", sort=False)):
+            left.plot(rows["block"], rows["got"] * 100, "o-", ms=4, lw=1, color=color, label=name.split(".")[-1])
+        left.set(xlabel="block", ylabel="sparsity (%)", title="sparsity per linear")
+        left.legend(fontsize=7, ncols=2)
+        errors = self.table.groupby("block")["error"].first()
+        right.plot(errors.index, errors, "o-", ms=4, color=PALETTE["dense"])
+        right.set(xlabel="block", ylabel="relative error", title="error of the block's output")
+        return figure
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter for a result."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def write_html(path: str | Path, title: str, parts: list[tuple[str, Any]]) -> Path:
+    """Write one self-contained page.
+
+    Args:
+        path: file to write.
+        title: of the page.
+        parts: (heading, content) pairs; content is a DataFrame, a matplotlib figure, a :class:`Report` or text.
+
+    Returns:
+        The path.
+    """
+    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{_content(content)}" for heading, content in parts)
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "table{border-collapse:collapse;font-size:14px}td,th{padding:.25rem .7rem;text-align:right;"
+        "border-bottom:1px solid #ddd}div.wide{overflow-x:auto}img{max-width:100%}pre{overflow-x:auto;background:#f6f6f6;"
+        "padding:1rem;font-size:13px}"
+    )
+    path = Path(path)
+    path.write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>\n{body}\n</html>\n"
+    )
+    return path
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, pd.DataFrame):
+        return f"<div class=wide>{content.to_html(border=0, float_format='{:.3f}'.format, na_rep='–')}</div>"
+    if isinstance(content, Report):
+        return f"<pre>{html.escape(str(content))}</pre>{_content(content.figure())}"
+    if hasattr(content, "savefig"):
+        buffer = io.BytesIO()
+        content.savefig(buffer, format="png", dpi=150)
+        return f"<img alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return f"<p>{html.escape(str(content))}</p>"
+
+
+def accuracy_figure(scores: dict[str, pd.DataFrame]) -> "Figure":
+    """Draw accuracy per task with its interval, one bar per model, chance as a line.
+
+    Args:
+        scores: tables of :func:`tamp.evaluate` by name of the model, over the same tasks.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(scores)
+    for number, (name, table) in enumerate(scores.items()):
+        x = [position + (number - (len(scores) - 1) / 2) * width for position in range(len(table))]
+        share = table["accuracy"] * 100
+        spread = [(share - table["low"] * 100).clip(lower=0), (table["high"] * 100 - share).clip(lower=0)]
+        axis.bar(
+            x,
+            share,
+            width * 0.92,
+            label=name,
+            color=[PALETTE["dense"], *METHODS[1:]][number % len(METHODS)],
+            yerr=spread,
+            error_kw={"lw": 0.8},
+        )
+    chance = next(iter(scores.values()))["chance"] * 100
+    axis.hlines(
+        chance,
+        [p - 0.42 for p in range(len(chance))],
+        [p + 0.42 for p in range(len(chance))],
+        colors="black",
+        linestyles="dotted",
+        lw=1.2,
+        label="chance",
+    )
+    axis.set_xticks(range(len(chance)), next(iter(scores.values()))["task"])
+    axis.set(ylabel="accuracy (%)", ylim=(0, 105))
+    axis.legend(ncols=len(scores) + 1, fontsize=8, loc="lower right")
+    return figure

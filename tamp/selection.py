@@ -1,0 +1,219 @@
+"""Which calibration tokens speak for a linear: all of them, the text, or AMIA's pick.
+
+Adaptive Multimodal Input Activation (section 3.3 of the paper) picks, for every linear and sample, output tokens that the
+last token attends to and that together resemble the whole sequence. :func:`amia` does one linear; :func:`amia_batch` does
+many linears of many samples in lock step and gives the same picks, bit for bit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tamp import diversity
+
+REACH = 1.0  # message passing: exp(-REACH * D)
+INHIBITION = 0.2  # after a pick: exp(-INHIBITION * D)
+CHECK_EVERY = 16  # picks between two looks at whether every set is done: each look is a host synchronisation
+
+
+def text(modality: Tensor, code: int) -> Tensor:
+    """Select the tokens of one modality, (T,) to (T,) bool."""
+    return modality == code
+
+
+def everything(modality: Tensor) -> Tensor:
+    """Select every token that is not padding, (T,) to (T,) bool."""
+    return modality >= 0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The tokens of L linears of one sample, ready for picking.
+
+    Attributes:
+        kernel: (L, T, T) float32, ``exp(-D)`` with ones on the diagonal.
+        gain: (L, T), attention after message passing.
+        neighbours: (L, T, k) int64, nearest tokens by cosine, the token itself excluded.
+        inhibition: (L, T, k), how much of a picked token's gain each neighbour loses.
+        bound: (L,), picking stops once MMD^2 falls below it.
+    """
+
+    kernel: Tensor
+    gain: Tensor
+    neighbours: Tensor
+    inhibition: Tensor
+    bound: Tensor
+
+
+def token_graph(
+    outputs: Sequence[Tensor],
+    attention: Tensor,
+    modality: Tensor,
+    *,
+    neighbours: int = 3,
+    threshold: float = 0.1,
+    within: diversity.Within = "positive",
+) -> Graph:
+    """Build the nearest-neighbour graphs of one sample's linears and pass the attention along them.
+
+    Args:
+        outputs: L tensors (T, d_l), without padding.
+        attention: (T,), attention of the last token.
+        modality: (T,), non-negative whole numbers.
+        neighbours: k of the graph; T - 1 if there are fewer tokens.
+        threshold: MMD^2 must fall below ``threshold * sqrt(1 - rho)``.
+        within: how ``rho``, the mean similarity, averages within a modality; see :func:`tamp.diversity.similarities`.
+    """
+    tokens = len(attention)
+    k = min(neighbours, tokens - 1)
+    pairs = diversity.pairs_of(modality)
+    cosine = torch.empty(len(outputs), tokens, tokens, device=attention.device)
+    means = []
+    for row, output in zip(cosine, outputs):
+        units = diversity.unit(output)
+        torch.mm(units, units.T, out=row)
+        if within == "mean":
+            means.append(diversity.mean_similarities(units, modality, pairs))
+    cosine.diagonal(dim1=1, dim2=2).fill_(-math.inf)  # a token is not its own neighbour
+    similarity = torch.stack(means) if within == "mean" else diversity.positive_similarities(cosine, modality, pairs)
+    rho = similarity.nanmean(-1)  # (L,), NaN if no term is defined
+    # Undefined or at least 1: all tokens are alike, and the first pick is enough.
+    bound = torch.where(rho < 1, threshold * (1 - rho).clamp(min=0).sqrt(), math.inf)
+    nearest, index = cosine.topk(k, dim=2)  # (L, T, k)
+    kernel = cosine.sub_(1).exp_()  # exp(-D)
+    kernel.diagonal(dim1=1, dim2=2).fill_(1)
+    attention = attention.float()
+    gain = attention + ((nearest - 1) * REACH).exp().mul(attention[index]).sum(2)
+    return Graph(kernel, gain, index, ((nearest - 1) * INHIBITION).exp(), bound)
+
+
+def pick(graphs: Sequence[Graph], at_least: int = 0) -> list[Tensor]:
+    """Pick tokens greedily in all graphs at once, O(T) per pick, until each one's MMD^2 is below its bound.
+
+    Args:
+        graphs: one per sample; samples may differ in their number of tokens and of linears.
+        at_least: force that many picks per linear, or all tokens if there are fewer.
+
+    Returns:
+        One (L, T) bool per graph, True = picked, at least one per row.
+    """
+    lengths = [graph.gain.shape[1] for graph in graphs]
+    longest = max(lengths)
+    device = graphs[0].gain.device
+
+    def stack(parts: Sequence[Tensor], *pads: int, fill: float = 0) -> Tensor:
+        if min(lengths) == longest:
+            return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        pad = torch.nn.functional.pad
+        return torch.cat(
+            [
+                pad(part, [size * (longest - length) for size in pads], value=fill)
+                for part, length in zip(parts, lengths)
+            ]
+        )
+
+    width = max(graph.neighbours.shape[2] for graph in graphs)  # below k only for samples of fewer than k + 1 tokens
+
+    def widen(part: Tensor) -> Tensor:
+        return torch.nn.functional.pad(part, (0, width - part.shape[2]))
+
+    row_sums = stack([graph.kernel.sum(2) for graph in graphs], 0, 1)  # (B, T)
+    kernel = stack([graph.kernel for graph in graphs], 0, 1, 0, 1)  # (B, T, T)
+    gain = stack([graph.gain for graph in graphs], 0, 1, fill=-math.inf).clone()
+    neighbours = stack([widen(graph.neighbours) for graph in graphs], 0, 0, 0, 1)
+    inhibition = stack([widen(graph.inhibition) for graph in graphs], 0, 0, 0, 1)
+    bound = torch.cat([graph.bound for graph in graphs])
+    length = torch.tensor([size for graph, size in zip(graphs, lengths) for _ in graph.bound], device=device)
+
+    sets = torch.arange(len(bound), device=device)
+    whole = torch.cat([diversity.grand_sum(graph.kernel) for graph in graphs]) / length**2  # mean of K
+    picked = torch.zeros_like(gain, dtype=torch.bool)
+    to_picked = torch.zeros_like(gain)  # sum of K over the picked columns
+    among = torch.zeros_like(whole)  # sum of K over picked x picked
+    across = torch.zeros_like(whole)  # sum of K over all x picked
+    done = torch.zeros_like(length, dtype=torch.bool)
+    for count in range(1, longest + 1):
+        best, index = gain.masked_fill(picked, -math.inf).max(1)  # (B,)
+        active = ~done
+        picked[sets, index] |= active
+        lost = inhibition[sets, index] * (best.clamp(min=0) * active)[:, None]  # (B, k)
+        gain.scatter_add_(1, neighbours[sets, index], -lost)
+        among += 2 * to_picked[sets, index] + 1
+        across += row_sums[sets, index]
+        to_picked += kernel[sets, index]
+        discrepancy = whole + among / count**2 - 2 * across / (length * count)  # MMD^2
+        done |= ((discrepancy < bound) & (count >= at_least)) | (count >= length)
+        if (count % CHECK_EVERY == 0 or count == longest) and bool(done.all()):
+            break
+    return [part[:, :size] for part, size in zip(picked.split([len(graph.bound) for graph in graphs]), lengths)]
+
+
+def amia_batch(
+    sets: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], *, at_least: int = 0, **settings
+) -> list[Tensor]:
+    """Select tokens for many linears of many samples in lock step.
+
+    Args:
+        sets: per sample (outputs, attention, modality): L tensors (T, d_l), (T,), (T,); samples may differ in T and L.
+        at_least: force that many picks.
+        **settings: neighbours, threshold and within of :func:`token_graph`.
+
+    Returns:
+        One (L, T) bool per sample. A sample that is all padding has no picks.
+    """
+    chosen = [
+        torch.zeros(len(outputs), len(modality), dtype=torch.bool, device=modality.device)
+        for outputs, _, modality in sets
+    ]
+    valid = [modality >= 0 for _, _, modality in sets]
+    some = [position for position, mask in enumerate(valid) if mask.any()]
+    if some:
+        graphs = []
+        for position in some:
+            outputs, attention, modality = sets[position]
+            mask = valid[position]
+            if not mask.all():
+                outputs, attention, modality = [o[mask] for o in outputs], attention[mask], modality[mask]
+            graphs.append(token_graph(outputs, attention, modality, **settings))
+        for position, picks in zip(some, pick(graphs, at_least)):
+            chosen[position][:, valid[position]] = picks
+    return chosen
+
+
+def amia(
+    outputs: Tensor,
+    attention: Tensor,
+    modality: Tensor,
+    *,
+    neighbours: int = 3,
+    threshold: float = 0.1,
+    within: diversity.Within = "positive",
+    at_least: int = 0,
+) -> Tensor:
+    """Select the tokens of one sample that speak for one linear.
+
+    Args:
+        outputs: (T, d), output tokens of the linear.
+        attention: (T,), attention of the last valid token over all tokens.
+        modality: (T,), a whole number per token, negative = padding.
+        neighbours: k of the nearest-neighbour graph.
+        threshold: picking stops once ``MMD^2 < threshold * sqrt(1 - rho)``.
+        within: how ``rho`` averages within a modality: ``"positive"`` (as released) or ``"mean"``.
+        at_least: force that many picks.
+
+    Returns:
+        (T,) bool, True = picked; at least one unless every token is padding.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if outputs.ndim != 2 or not attention.shape == modality.shape == outputs.shape[:1]:
+        raise ValueError(
+            f"outputs are (T, d), attention and modality (T,), not {tuple(outputs.shape)}, "
+            f"{tuple(attention.shape)} and {tuple(modality.shape)}"
+        )
+    batch = [([outputs], attention, modality)]
+    return amia_batch(batch, neighbours=neighbours, threshold=threshold, within=within, at_least=at_least)[0][0]

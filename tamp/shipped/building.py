@@ -1,0 +1,169 @@
+"""The untrained shipped model and its processor."""
+
+import math
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from tamp.shipped.drawing import COLOURS, GLYPHS, PATCH, SHAPES
+from tamp.shipped.lessons import TILE, Vocabulary
+from tamp.shipped.pictures import EDGE, GRID, PLACES, WORDS
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
+PINPOINTS = [[TILE, EDGE], [EDGE, TILE], [EDGE, EDGE]]
+HIDDEN, BLOCKS, HEADS, MLP = 192, 8, 6, 512
+EMBEDDING_SCALE = 0.5
+LONGEST_ANSWER = 4
+
+_QUESTION_WORDS = (
+    "what color is the shape object how many objects are there a where left right of above below number word shown "
+    "which picture has more fewer does have same in both ? answer : yes no first second third"
+)
+
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+  {%- if message['content'] is string -%}
+    {%- set parts = [{'type': 'text', 'text': message['content']}] -%}
+  {%- else -%}
+    {%- set parts = message['content'] -%}
+  {%- endif -%}
+  {%- if message['role'] == 'assistant' -%}
+    {{- ' answer :' -}}
+    {%- for part in parts -%}{{- ' ' + part['text'] -}}{%- endfor -%}
+    {{- ' <eos>' -}}
+  {%- else -%}
+    {%- for part in parts if part['type'] == 'image' -%}{{- '<image>' -}}{%- endfor -%}
+    {%- for part in parts if part['type'] == 'text' -%}{{- ' ' + part['text'] -}}{%- endfor -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- ' answer :' -}}{%- endif -%}
+""".strip()
+
+
+def make_vocabulary() -> Vocabulary:
+    """List every token, special ones first; `<pad>` is 0."""
+    labels = [f"{axis}-{number + 1}" for axis in ("row", "column") for number in range(GRID)] + ["sign"]
+    symbols = [symbol if symbol.isdigit() else f"letter-{symbol}" for symbol in GLYPHS]
+    words = [*SPECIAL, *COLOURS, *SHAPES, *symbols, *WORDS, *PLACES, *_QUESTION_WORDS.split(), *labels]
+    return {word: index for index, word in enumerate(dict.fromkeys(words))}
+
+
+def build_processor() -> LlavaNextProcessor:
+    """Build the processor: one token per word, pictures in 32-pixel tiles, a one-question chat template."""
+    vocabulary = make_vocabulary()
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    image_processor = LlavaNextImageProcessorPil(
+        size={"height": TILE, "width": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=PINPOINTS,
+        resample=4,  # Box: halving is then a plain mean of four pixels.
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return LlavaNextProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(seed: int) -> LlavaNextForConditionalGeneration:
+    """Build the untrained model in float32.
+
+    Args:
+        seed: Seed of the initial weights; the caller's torch random state is left alone.
+
+    Returns:
+        A LLaVA-NeXT with eager attention, in training mode.
+    """
+    vocabulary = make_vocabulary()
+    ends = {"bos_token_id": vocabulary["<bos>"], "eos_token_id": vocabulary["<eos>"], "pad_token_id": 0}
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=TILE,
+        patch_size=PATCH,
+        projection_dim=128,
+        hidden_act="gelu",
+    )
+    text = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=HIDDEN,
+        intermediate_size=MLP,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=1024,
+        initializer_range=0.04,
+        # A large base keeps most rotary pairs nearly still over a prompt, so that heads can match by content.
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        **ends,
+    )
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=vocabulary["<image>"],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_grid_pinpoints=PINPOINTS,
+        image_seq_length=(TILE // PATCH) ** 2,
+        tie_word_embeddings=False,
+        **ends,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaNextForConditionalGeneration._from_config(config, attn_implementation="eager")
+        _start_by_matching(model)
+    model.generation_config = GenerationConfig(max_new_tokens=LONGEST_ANSWER, do_sample=False, **ends)
+    return model.train()
+
+
+@torch.no_grad()
+def _start_by_matching(model: LlavaNextForConditionalGeneration) -> None:
+    """Give attention a head start: in the first blocks half of the heads look for tokens like their own.
+
+    A query for "circle" then finds the visual tokens whose embedding contains "circle". Without it the model takes
+    very long to discover that questions and pictures have anything to do with each other.
+    """
+    decoder = model.model.language_model
+    torch.nn.init.normal_(decoder.embed_tokens.weight, std=EMBEDDING_SCALE)
+    model.lm_head.weight.copy_(0.1 * decoder.embed_tokens.weight)
+    width = HIDDEN // HEADS
+    for block in decoder.layers[: BLOCKS // 2]:
+        attention = block.self_attn
+        for head in range(HEADS // 2):
+            rows = slice(head * width, (head + 1) * width)
+            basis = torch.linalg.qr(torch.randn(HIDDEN, width)).Q.T
+            attention.q_proj.weight[rows] = basis
+            attention.k_proj.weight[rows] = basis
+        for linear in (attention.o_proj, block.mlp.down_proj):
+            linear.weight /= math.sqrt(2)

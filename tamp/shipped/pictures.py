@@ -1,0 +1,378 @@
+"""A small procedural world of pictures and questions with known answers.
+
+A picture is 64 x 64 pixels: a 4 x 4 grid of cells over a faintly noisy background, a few coloured shapes, each in a
+cell of its own, and up to two signs, one with a two-digit number and one with a three-letter word. Questions come
+from ten tasks; eight are about one picture, two compare a pair.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from tamp.shipped.drawing import CELL, COLOURS, GLYPHS, PATCH, SHAPES, shape_mask
+
+GRID = 4
+"""Cells along an edge."""
+
+EDGE = GRID * CELL
+"""Edge of a picture, pixels."""
+
+WORDS = ("cat", "can", "cap", "cow", "bat", "bow", "row", "rat", "pan", "pot", "top", "tap")
+"""Words a sign can show. No single letter gives a word away."""
+
+SINGLE_TASKS = ("colour", "shape", "count", "exist", "position", "relation", "number", "word")
+PAIR_TASKS = ("compare", "match")
+TASKS: tuple[str, ...] = SINGLE_TASKS + PAIR_TASKS
+"""Every task, in the order in which a round asks them."""
+
+YES_NO = ("yes", "no")
+PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
+COUNTS = ("0", "1", "2", "3", "4")
+ORDER = ("first", "second")
+DIRECTIONS = ("left of", "right of", "above", "below")
+MOST_OBJECTS = 6
+NUMBER_CHOICES = 10
+
+_PALETTE = tuple(COLOURS)
+_BACKGROUNDS = np.array([(38, 38, 44), (72, 70, 66), (104, 108, 116), (138, 134, 126), (58, 70, 84)], dtype=np.float32)
+_PAPER = np.array((238, 236, 228), dtype=np.float32)
+_INK = np.array((22, 22, 26), dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question about one picture or a pair.
+
+    Attributes:
+        task: One of `TASKS`.
+        images: The pictures, in prompt order; questions about the same pictures share the tuple itself.
+        text: The question, in the vocabulary of the shipped model.
+        answer: The right answer; one of `choices`.
+        choices: The answers that make sense; chance is one over their number.
+    """
+
+    task: str
+    images: tuple[Image.Image, ...]
+    text: str
+    answer: str
+    choices: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A coloured shape in the cell at `row`, `column`."""
+
+    colour: str
+    shape: str
+    row: int
+    column: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign:
+    """A run of glyphs on paper; `row` and `column` count vision patches, `kind` is the task that reads it."""
+
+    kind: str
+    text: str
+    row: int
+    column: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What a picture shows."""
+
+    items: tuple[Item, ...]
+    signs: tuple[Sign, ...]
+
+
+def make_scene(random: np.random.Generator, *, most: int = MOST_OBJECTS, signs: bool = True) -> Scene:
+    """Compose a scene that every single-picture task can ask about.
+
+    Args:
+        random: Source of randomness.
+        most: Largest number of shapes, 2 to 6; below 3 no colour or shape repeats.
+        signs: Whether to put up a number and a word.
+
+    Returns:
+        The scene. At least one shape and one colour occur exactly once.
+    """
+    # A slot is half a row of cells, so that a sign never straddles two tiles of the vision tower.
+    slots = random.permutation(2 * GRID)[:2] if signs else ()
+    put_up = []
+    for kind, slot in zip(("number", "word"), slots, strict=False):
+        text = str(random.integers(10, 100)) if kind == "number" else WORDS[random.integers(len(WORDS))]
+        row = 2 * (slot // 2) + random.integers(2)
+        column = GRID * (slot % 2) + random.integers(GRID - len(text) + 1)
+        put_up.append(Sign(kind, text, int(row), int(column)))
+    free = [cell for cell in range(GRID * GRID) if cell // 2 not in slots]
+    colours, shapes = _looks(random, most)
+    cells = random.permutation(free)[: len(colours)]
+    items = (
+        Item(_PALETTE[colour], SHAPES[shape], int(cell) // GRID, int(cell) % GRID)
+        for colour, shape, cell in zip(colours, shapes, cells, strict=True)
+    )
+    return Scene(tuple(items), tuple(put_up))
+
+
+def _looks(random: np.random.Generator, most: int) -> tuple[list[int], list[int]]:
+    """Draw colours and shapes: one attribute holds a crowd of equals, so that counts are worth asking."""
+    if most < 3:
+        return list(random.permutation(len(_PALETTE))[:2]), list(random.permutation(len(SHAPES))[:2])
+    crowd = int(random.integers(2, min(4, most - 1) + 1))
+    total = int(random.integers(crowd + 1, most + 1))
+    while True:
+        first = random.permutation(len(_PALETTE))
+        crowded = [first[0]] * crowd + list(first[1 + random.integers(0, len(first) - 1, total - crowd)])
+        other = list(random.integers(0, len(SHAPES), total))
+        distinct = len(set(zip(crowded, other, strict=True))) == total
+        if distinct and any(crowded.count(value) == 1 for value in crowded) and any(other.count(v) == 1 for v in other):
+            return (crowded, other) if random.integers(2) else (other, crowded)
+
+
+def render(scene: Scene, random: np.random.Generator) -> np.ndarray:
+    """Paint a scene.
+
+    Args:
+        scene: What to paint.
+        random: Source of the background, the noise, and small changes of size, place and hue.
+
+    Returns:
+        RGB pixels, uint8 `(64, 64, 3)`.
+    """
+    pixels = np.empty((EDGE, EDGE, 3), dtype=np.float32)
+    pixels[:] = _BACKGROUNDS[random.integers(len(_BACKGROUNDS))] + random.integers(-8, 9)
+    sizes = random.integers(12, CELL + 1, len(scene.items))
+    slack = random.random((len(scene.items), 2))
+    hues = random.integers(-14, 15, (len(scene.items), 3))
+    for item, size, shift, hue in zip(scene.items, sizes, slack, hues, strict=True):
+        top, left = (shift * (CELL + 1 - size)).astype(int) + (CELL * item.row, CELL * item.column)
+        patch = pixels[top : top + size, left : left + size]
+        patch += shape_mask(item.shape, int(size))[..., None] * (np.add(COLOURS[item.colour], hue) - patch)
+    for sign in scene.signs:
+        for place, character in enumerate(sign.text):
+            top, left = PATCH * sign.row, PATCH * (sign.column + place)
+            pixels[top : top + PATCH, left : left + PATCH] = _PAPER + GLYPHS[character][..., None] * (_INK - _PAPER)
+    pixels += random.integers(-6, 7, (EDGE, EDGE, 1))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def _once(scene: Scene, attribute: str) -> list[Item]:
+    values = [getattr(item, attribute) for item in scene.items]
+    return [item for item, value in zip(scene.items, values, strict=True) if values.count(value) == 1]
+
+
+def _named(scene: Scene) -> list[tuple[str, Item]]:
+    """List every way to point at exactly one object by a single attribute."""
+    by_shape = [(item.shape, item) for item in _once(scene, "shape")]
+    return by_shape + [(f"{item.colour} object", item) for item in _once(scene, "colour")]
+
+
+def _pick(random: np.random.Generator, options: Collection):
+    return tuple(options)[random.integers(len(options))]
+
+
+def _ask_colour(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
+    item = _pick(random, _once(scene, "shape"))
+    return f"what color is the {item.shape} ?", item.colour
+
+
+def _ask_shape(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
+    item = _pick(random, _once(scene, "colour"))
+    return f"what shape is the {item.colour} object ?", item.shape
+
+
+def _ask_count(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
+    seen = [item.colour for item in scene.items] + [item.shape for item in scene.items]
+    counts = {value: seen.count(value) for value in _PALETTE + SHAPES}
+    # Nearly every value occurs zero times or once: without weights those two answers would swamp the others.
+    largest = max(counts.values())
+    wanted = _pick(random, (0, 1, largest, largest, largest))
+    value = _pick(random, [value for value, count in counts.items() if count == wanted])
+    return f"how many {value} objects are there ?", str(wanted)
+
+
+def _ask_exist(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
+    present = {(item.colour, item.shape) for item in scene.items}
+    if random.integers(2):
+        colour, shape = _pick(random, sorted(present))
+        return f"is there a {colour} {shape} ?", "yes"
+    # Half of the absent pairs have a colour and a shape that both occur, so that neither alone gives the answer.
+    near = random.integers(2)
+    colours = sorted({item.colour for item in scene.items}) if near else _PALETTE
+    shapes = sorted({item.shape for item in scene.items}) if near else SHAPES
+    absent = [(colour, shape) for colour in colours for shape in shapes if (colour, shape) not in present]
+    colour, shape = _pick(random, absent)
+    return f"is there a {colour} {shape} ?", "no"
+
+
+def _ask_position(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
+    name, item = _pick(random, _named(scene))
+    return f"where is the {name} ?", PLACES[2 * (item.row >= GRID // 2) + (item.column >= GRID // 2)]
+
+
+def _ask_relation(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
+    pairs = [(a, b) for a in _named(scene) for b in _named(scene) if a[1] is not b[1]]
+    (name, item), (other_name, other) = _pick(random, pairs)
+    across, down = item.column - other.column, item.row - other.row
+    # Objects level with each other are never asked about along that axis.
+    true = [word for word, holds in zip(DIRECTIONS, (across < 0, across > 0, down < 0, down > 0), strict=True) if holds]
+    opposite = dict(zip(DIRECTIONS, ("right of", "left of", "below", "above"), strict=True))
+    direction = _pick(random, true)
+    if random.integers(2):
+        return f"is the {name} {direction} the {other_name} ?", "yes"
+    return f"is the {name} {opposite[direction]} the {other_name} ?", "no"
+
+
+def _ask_sign(kind: str) -> Callable[[Scene, np.random.Generator], tuple[str, str]]:
+    def ask(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
+        text = next(sign.text for sign in scene.signs if sign.kind == kind)
+        return f"what {kind} is shown ?", " ".join(text) if kind == "number" else text
+
+    return ask
+
+
+_ASK = {
+    "colour": _ask_colour,
+    "shape": _ask_shape,
+    "count": _ask_count,
+    "exist": _ask_exist,
+    "position": _ask_position,
+    "relation": _ask_relation,
+    "number": _ask_sign("number"),
+    "word": _ask_sign("word"),
+}
+
+_CHOICES = {
+    "colour": _PALETTE,
+    "shape": SHAPES,
+    "count": COUNTS,
+    "exist": YES_NO,
+    "position": PLACES,
+    "relation": YES_NO,
+    "word": WORDS,
+    "compare": ORDER,
+    "match": YES_NO,
+}
+
+
+def ask(task: str, scene: Scene, random: np.random.Generator) -> tuple[str, str, tuple[str, ...]]:
+    """Ask one question about one scene.
+
+    Args:
+        task: One of `SINGLE_TASKS`; "number" and "word" need a scene with signs.
+        scene: What the picture shows.
+        random: Picks among the possible questions.
+
+    Returns:
+        The question, its answer, and the choices.
+    """
+    text, answer = _ASK[task](scene, random)
+    return text, answer, _number_choices(answer, random) if task == "number" else _CHOICES[task]
+
+
+def _number_choices(answer: str, random: np.random.Generator) -> tuple[str, ...]:
+    """Mix the answer with numbers that share its first or its last digit, and with others."""
+    first, last = answer.split()
+    near = [f"{first} {digit}" for digit in random.permutation(10) if str(digit) != last][:4]
+    near += [f"{digit} {last}" for digit in random.permutation(np.arange(1, 10)) if str(digit) != first][:3]
+    others = (" ".join(str(number)) for number in random.permutation(np.arange(10, 100)))
+    far = [number for number in others if number != answer and number not in near]
+    return tuple(sorted([answer, *near, *far[: NUMBER_CHOICES - 1 - len(near)]]))
+
+
+def make_pair(random: np.random.Generator, *, most: int = MOST_OBJECTS) -> tuple[Scene, Scene]:
+    """Compose two scenes without signs that differ in their number of objects and can be matched.
+
+    Args:
+        random: Source of randomness.
+        most: Largest number of shapes, 3 to 6.
+
+    Returns:
+        Two scenes. Some shape occurs once in each; every such shape has the same colour in both half of the time.
+    """
+    while True:
+        first, second = (make_scene(random, most=int(limit), signs=False) for limit in random.integers(2, most + 1, 2))
+        shared = _shared(first, second)
+        if len(first.items) != len(second.items) and shared:
+            break
+    items = list(second.items)
+    for item, twin in shared:
+        others = [colour for colour in _PALETTE if colour != item.colour]
+        colour = item.colour if random.integers(2) else _pick(random, others)
+        items[items.index(twin)] = dataclasses.replace(twin, colour=colour)
+    return first, Scene(tuple(items), ())
+
+
+def _shared(first: Scene, second: Scene) -> list[tuple[Item, Item]]:
+    twins = {item.shape: item for item in _once(second, "shape")}
+    return [(item, twins[item.shape]) for item in _once(first, "shape") if item.shape in twins]
+
+
+def ask_pair(task: str, pair: tuple[Scene, Scene], random: np.random.Generator) -> tuple[str, str, tuple[str, ...]]:
+    """Ask one question about a pair of scenes.
+
+    Args:
+        task: One of `PAIR_TASKS`.
+        pair: What the two pictures show, as `make_pair` composes them.
+        random: Picks among the possible questions.
+
+    Returns:
+        The question, its answer, and the choices.
+    """
+    if task == "compare":
+        amount, first_wins = _pick(random, (("more", True), ("fewer", False)))
+        first_has_more = len(pair[0].items) > len(pair[1].items)
+        answer = ORDER[first_has_more is not first_wins]
+        return f"which picture has {amount} objects ?", answer, _CHOICES[task]
+    item, twin = _pick(random, _shared(*pair))
+    answer = YES_NO[item.colour != twin.colour]
+    return f"does the {item.shape} have the same color in both ?", answer, _CHOICES[task]
+
+
+def _round(random: np.random.Generator, tasks: Collection[str]) -> Iterator[Question]:
+    """Ask every wanted task once: first those about one picture, then those about a pair."""
+    scene, pair = make_scene(random), make_pair(random)
+    single = (Image.fromarray(render(scene, random)),)
+    double = tuple(Image.fromarray(render(each, random)) for each in pair)
+    for task in TASKS:
+        if task not in tasks:
+            continue
+        alone = task in SINGLE_TASKS
+        text, answer, choices = ask(task, scene, random) if alone else ask_pair(task, pair, random)
+        yield Question(task=task, images=single if alone else double, text=text, answer=answer, choices=choices)
+
+
+def questions(n: int, *, seed: int, stream: str = "evaluation", tasks: Iterable[str] | None = None) -> list[Question]:
+    """Make questions, the tasks taking turns.
+
+    The same arguments always give the same questions, and the first of a longer list are those of a shorter one.
+    Streams never share pictures. Up to eight consecutive questions are about one picture.
+
+    Args:
+        n: How many.
+        seed: Number of the list within its stream, not negative.
+        stream: Name of the use, such as "training", "evaluation" or "calibration".
+        tasks: Which tasks; all by default.
+
+    Returns:
+        The questions, each task as often as any other, give or take one.
+
+    Raises:
+        ValueError: `n` or `seed` is negative, or a task is unknown, or none is given.
+    """
+    wanted = frozenset(TASKS if tasks is None else tasks)
+    if n < 0 or seed < 0:
+        raise ValueError(f"n and seed must not be negative: {n}, {seed}")
+    if not wanted or wanted - set(TASKS):
+        raise ValueError(f"tasks must be some of {', '.join(TASKS)}: {', '.join(sorted(wanted)) or 'none'}")
+    asked: list[Question] = []
+    turn = 0
+    while len(asked) < n:
+        random = np.random.default_rng(np.random.SeedSequence((zlib.crc32(stream.encode()), seed, turn)))
+        asked.extend(_round(random, wanted))
+        turn += 1
+    return asked[:n]

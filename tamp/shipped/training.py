@@ -1,0 +1,368 @@
+"""The three training stages of the shipped model, in steps that can be interrupted anywhere."""
+
+import copy
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import LlavaNextForConditionalGeneration
+
+from tamp.shipped.building import build_model, make_vocabulary
+from tamp.shipped.lessons import (
+    LABELS,
+    VISUAL_TOKENS,
+    Lesson,
+    Packed,
+    Vocabulary,
+    labelled_pictures,
+    pack,
+    pair_lesson,
+    single_lesson,
+)
+from tamp.shipped.pictures import TASKS, Question, questions
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Constants of the training.
+
+    Attributes:
+        vision_steps, alignment_steps, language_steps: Length of the stages.
+        vision_rate, alignment_rate, language_rate: Largest learning rates.
+        vision_pictures: Pictures in a step of the first two stages.
+        single_lessons, pair_lessons: Lessons in a step of the last stage.
+        tower_rate: Learning rate of the vision tower in the last stage, as a share of the others'.
+        background: Weight of a patch without a label.
+        detail: Strength with which the full view names colours and shapes, which the base view names already.
+        growth: (share of the last stage, largest number of objects from there on), in order.
+        warm_up: Steps over which a stage's learning rate rises.
+        final_rate: Learning rate at the end of a stage, as a share of its largest.
+        held_out: Questions of the check during training.
+        check_every: Steps of the last stage between checks.
+        save_every: Steps between checkpoints.
+    """
+
+    vision_steps: int = 1500
+    alignment_steps: int = 250
+    language_steps: int = 3000
+    vision_rate: float = 2e-3
+    alignment_rate: float = 3e-3
+    language_rate: float = 1e-3
+    vision_pictures: int = 24
+    single_lessons: int = 16
+    pair_lessons: int = 5
+    tower_rate: float = 0.2
+    background: float = 0.1
+    detail: float = 0.4
+    growth: tuple[tuple[float, int], ...] = ((0.0, 3), (0.08, 4), (0.2, 6))
+    warm_up: int = 50
+    final_rate: float = 0.02
+    weight_decay: float = 0.02
+    held_out: int = 500
+    check_every: int = 250
+    save_every: int = 100
+
+
+def visual_tokens(model: LlavaNextForConditionalGeneration, tiles: torch.Tensor) -> torch.Tensor:
+    """Compute the visual tokens of 64-pixel pictures in one go.
+
+    Args:
+        model: The model.
+        tiles: Float `(pictures, 5, 3, 32, 32)`.
+
+    Returns:
+        `(pictures, 88, hidden)`, equal to `model.get_image_features`, which packs pictures one by one.
+    """
+    features = model.model.multi_modal_projector(_patch_features(model, tiles))
+    base, quarters = features[:, 0], features[:, 1:]
+    count, number, patches, hidden = quarters.shape
+    split, edge = math.isqrt(number), math.isqrt(patches)
+    rows = quarters.reshape(count, split, split, edge, edge, hidden).transpose(2, 3)
+    rows = rows.reshape(count, split * edge, split * edge, hidden)
+    newlines = model.model.image_newline.expand(count, split * edge, 1, hidden)
+    return torch.cat([base, torch.cat([rows, newlines], dim=2).flatten(1, 2)], dim=1)
+
+
+def _patch_features(model: LlavaNextForConditionalGeneration, tiles: torch.Tensor) -> torch.Tensor:
+    tower = model.model.vision_tower
+    states = tower(tiles.flatten(0, 1).to(tower.dtype)).last_hidden_state[:, 1:]
+    return states.unflatten(0, tiles.shape[:2])
+
+
+def answer_logits(model: LlavaNextForConditionalGeneration, batch: Packed) -> torch.Tensor:
+    """Compute the logits at the positions whose next token belongs to an answer.
+
+    Args:
+        model: The model, with eager attention.
+        batch: Packed lessons.
+
+    Returns:
+        Float32 `(answer tokens, vocabulary)`, in the order of `batch.targets[batch.targets >= 0]`.
+    """
+    embedded = model.get_input_embeddings()(batch.token_ids)
+    visual = visual_tokens(model, batch.tiles).reshape(len(embedded), -1, embedded.shape[-1])
+    prefix = 1 + batch.pictures * VISUAL_TOKENS
+    embedded = torch.cat([embedded[:, :1], visual, embedded[:, prefix:]], dim=1)
+    mask = torch.zeros(batch.visible.shape, dtype=embedded.dtype)
+    mask.masked_fill_(~batch.visible, torch.finfo(embedded.dtype).min)
+    states = model.model.language_model(
+        inputs_embeds=embedded, attention_mask=mask[:, None], position_ids=batch.position_ids, use_cache=False
+    ).last_hidden_state
+    return model.lm_head(states[batch.targets >= 0]).float()
+
+
+@torch.no_grad()
+def accuracy(model: LlavaNextForConditionalGeneration, asked: list[Question], vocabulary: Vocabulary) -> dict:
+    """Measure exact match per task.
+
+    An answer counts when every token of it, the end included, is the model's first choice after the right tokens
+    before it: exactly when greedy generation would give it.
+
+    Args:
+        model: The model.
+        asked: The questions.
+        vocabulary: Word to token id.
+
+    Returns:
+        Task to (right, asked).
+    """
+    groups: list[list[Question]] = []
+    for question in asked:
+        if not groups or groups[-1][0].images is not question.images:
+            groups.append([])
+        groups[-1].append(question)
+    tally: dict[str, list[int]] = {task: [0, 0] for task in TASKS}
+    for pictures in sorted({len(group[0].images) for group in groups}):
+        alike = [group for group in groups if len(group[0].images) == pictures]
+        for start in range(0, len(alike), 16):
+            chunk = alike[start : start + 16]
+            lessons = [
+                Lesson(np.stack([np.asarray(image) for image in group[0].images]), tuple((q.text, q.answer) for q in group))
+                for group in chunk
+            ]
+            batch = pack(lessons, vocabulary)
+            wanted = batch.targets >= 0
+            right = torch.ones_like(wanted)
+            right[wanted] = answer_logits(model, batch).argmax(-1) == batch.targets[wanted]
+            for row, group in enumerate(chunk):
+                for number, question in enumerate(group, start=1):
+                    tally[question.task][0] += bool(right[row][batch.exchange[row] == number].all())
+                    tally[question.task][1] += 1
+    return {task: (right, count) for task, (right, count) in tally.items() if count}
+
+
+class Trainer:
+    """The model in training, and everything needed to go on later.
+
+    Weights are kept in float32; each step computes with a copy of them in bfloat16.
+    """
+
+    STAGES = ("vision", "alignment", "language")
+
+    def __init__(self, recipe: Recipe, seed: int, half: bool = True):
+        """Start from scratch.
+
+        Args:
+            recipe: Constants.
+            seed: Seed of weights and data.
+            half: Whether to compute in bfloat16.
+        """
+        self.recipe, self.seed = recipe, seed
+        self.vocabulary = make_vocabulary()
+        self.model = build_model(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            width = self.model.config.vision_config.hidden_size
+            self.model.patch_reader = torch.nn.Linear(width, LABELS * len(self.vocabulary))
+        self.worker = _lower(self.model) if half else copy.deepcopy(self.model)
+        self.stage, self.step, self.seconds = 0, 0, 0.0
+        self.curve: list[dict] = []
+        self.stage_seconds = dict.fromkeys(self.STAGES, 0.0)
+        self._recent: list[float] = []
+        self._begin_stage()
+
+    @property
+    def done(self) -> bool:
+        """Whether all stages are over."""
+        return self.stage == len(self.STAGES)
+
+    def _steps(self) -> int:
+        return getattr(self.recipe, f"{self.STAGES[self.stage]}_steps")
+
+    def _begin_stage(self) -> None:
+        """Choose the parameters to train, and give them a fresh optimiser."""
+        if self.done:
+            return
+        name = self.STAGES[self.stage]
+        parts: dict[str, float] = {
+            "vision": {"model.vision_tower": 1.0, "patch_reader": 1.0},
+            "alignment": {"model.multi_modal_projector": 1.0},
+            "language": {"model.vision_tower": self.recipe.tower_rate, "model": 1.0, "lm_head": 1.0},
+        }[name]
+        groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = defaultdict(list)
+        self._pairs = []
+        for (key, parameter), worker in zip(self.model.named_parameters(), self.worker.parameters(), strict=True):
+            share = next((share for part, share in parts.items() if key.startswith(part + ".")), None)
+            worker.requires_grad_(share is not None)
+            if share is not None:
+                groups[share, parameter.ndim > 1].append(parameter)
+                self._pairs.append((parameter, worker))
+        rate = getattr(self.recipe, f"{name}_rate")
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": members, "peak": rate * share, "weight_decay": self.recipe.weight_decay * matrix}
+                for (share, matrix), members in groups.items()
+            ],
+            betas=(0.9, 0.98),
+            foreach=True,
+        )
+
+    def advance(self) -> None:
+        """Take one step, and enter the next stage after the last one of a stage."""
+        began = time.perf_counter()
+        recipe, name = self.recipe, self.STAGES[self.stage]
+        progress = self.step / self._steps()
+        # Data depend on nothing but seed, stage and step: that is what makes a run resumable.
+        random = np.random.default_rng(np.random.SeedSequence((self.seed, self.stage, self.step)))
+        cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * progress)) / 2
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * min(1, (self.step + 1) / recipe.warm_up) * cosine
+        loss = getattr(self, f"_{name}_loss")(random, progress)
+        masters, workers = zip(*self._pairs, strict=True)
+        for master, worker in self._pairs:
+            master.grad = None if worker.grad is None else worker.grad.float()
+            worker.grad = None
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        self.optimiser.step()
+        with torch.no_grad():
+            torch._foreach_copy_(list(workers), list(masters))
+        self._recent.append(loss)
+        self.step += 1
+        spent = time.perf_counter() - began
+        self.seconds += spent
+        self.stage_seconds[name] += spent
+        self._note(name)
+        if self.step == self._steps():
+            self.stage, self.step = self.stage + 1, 0
+            self._begin_stage()
+
+    def _note(self, name: str) -> None:
+        every = self.recipe.check_every if name == "language" else self.recipe.save_every
+        if self.step % every and self.step != self._steps():
+            return
+        entry = {"stage": name, "step": self.step, "seconds": round(self.seconds, 1)}
+        entry["loss"] = round(sum(self._recent) / len(self._recent), 4)
+        self._recent = []
+        if name == "language":
+            tally = accuracy(self.worker, questions(self.recipe.held_out, seed=0, stream="validation"), self.vocabulary)
+            entry["accuracy"] = {task: round(right / count, 3) for task, (right, count) in tally.items()}
+            entry["mean"] = round(sum(entry["accuracy"].values()) / len(tally), 4)
+        self.curve.append(entry)
+        log.info("%s", entry)
+
+    def _vision_loss(self, random: np.random.Generator, progress: float) -> float:
+        tiles, labels = labelled_pictures(random, self.recipe.vision_pictures, self.vocabulary)
+        logits = self.worker.patch_reader(_patch_features(self.worker, tiles)).float()
+        logits = logits.unflatten(-1, (LABELS, len(self.vocabulary)))
+        losses = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+        loss = self._balance(losses.view(labels.shape), labels)
+        loss.backward()
+        return loss.item()
+
+    def _alignment_loss(self, random: np.random.Generator, progress: float) -> float:
+        tiles, labels = labelled_pictures(random, self.recipe.vision_pictures, self.vocabulary)
+        words = self.model.get_input_embeddings().weight.detach()
+        named = words[labels] * (labels > 0)[..., None]
+        plain = words[self.vocabulary["<image>"]]
+        target = named.sum(-2)
+        # The base view holds one token per object, the full view four weak ones: what is faint is not counted twice.
+        objects = (labels[..., 1] > 0) & (labels[..., 2] == 0)
+        target = torch.where(objects[..., None], plain + self.recipe.detail * target, target)
+        target = torch.where((labels > 0).any(-1, keepdim=True), target, plain)
+        with torch.no_grad():
+            features = _patch_features(self.worker, tiles)
+        tokens = self.worker.model.multi_modal_projector(features).float()
+        loss = self._balance(((tokens - target) ** 2).mean(-1), labels.amax(-1)) / words.var()
+        loss.backward()
+        return loss.item()
+
+    def _balance(self, losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weights = torch.where(labels > 0, 1.0, self.recipe.background)
+        return (losses * weights).sum() / weights.sum()
+
+    def _language_loss(self, random: np.random.Generator, progress: float) -> float:
+        most = [objects for share, objects in self.recipe.growth if progress >= share][-1]
+        batches = (
+            pack([single_lesson(random, most) for _ in range(self.recipe.single_lessons)], self.vocabulary),
+            pack([pair_lesson(random, most) for _ in range(self.recipe.pair_lessons)], self.vocabulary),
+        )
+        total = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        value = 0.0
+        for batch in batches:
+            logits = answer_logits(self.worker, batch)
+            loss = functional.cross_entropy(logits, batch.targets[batch.targets >= 0], reduction="sum") / total
+            loss.backward()
+            value += loss.item()
+        return value
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; the file appears whole or not at all."""
+        state = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "model": self.model.state_dict(),
+            "optimiser": None if self.done else self.optimiser.state_dict(),
+            "position": (self.stage, self.step, self.seconds, self.curve, self.stage_seconds, self._recent),
+        }
+        fresh = path.with_suffix(".new")
+        torch.save(state, fresh)
+        os.replace(fresh, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            path: File written by `save`.
+
+        Raises:
+            ValueError: It belongs to another seed or another recipe.
+        """
+        state = torch.load(path, weights_only=True)
+        if state["seed"] != self.seed or state["recipe"] != dataclasses.asdict(self.recipe):
+            raise ValueError(f"{path} was written under another seed or recipe: choose another work folder")
+        self.model.load_state_dict(state["model"])
+        self.stage, self.step, self.seconds, self.curve, self.stage_seconds, self._recent = state["position"]
+        with torch.no_grad():
+            for worker, master in zip(self.worker.parameters(), self.model.parameters(), strict=True):
+                worker.copy_(master)
+        self._begin_stage()
+        if not self.done:
+            self.optimiser.load_state_dict(state["optimiser"])
+
+    def finished_model(self) -> LlavaNextForConditionalGeneration:
+        """Copy the model as it ships: float16, without the reader of patch labels."""
+        finished = _lower(self.model, torch.float16)
+        del finished.patch_reader
+        return finished.eval()
+
+
+def _lower(model: LlavaNextForConditionalGeneration, dtype: torch.dtype = torch.bfloat16):
+    """Copy a model to a shorter number format, all but the rotary frequencies."""
+    lowered = copy.deepcopy(model).to(dtype)
+    for module, original in zip(lowered.modules(), model.modules(), strict=True):
+        for name, buffer in original.named_buffers(recurse=False):
+            getattr(module, name).data = buffer.clone()
+    return lowered
+
+
+Progress = Callable[[Trainer], None]
