@@ -24,11 +24,15 @@ def uniform(sizes: Sequence[int], sparsity: float) -> list[int]:
     Returns:
         Weights to drop per linear; the total is ``round(sum(sizes) * sparsity)``, each within one weight of its share.
     """
-    return spread(sizes, round(sum(sizes) * masks.exact(sparsity)))
+    share = masks.exact(sparsity)
+    sizes = _whole(sizes)
+    return _round([size * share for size in sizes], round(sum(sizes) * share))
 
 
 def spread(sizes: Sequence[int], total: int) -> list[int]:
     """Drop ``total`` weights at the same share everywhere, each linear within one weight of it."""
+    if not total:
+        return [0] * len(sizes)
     return _round([Fraction(size * total, sum(sizes)) for size in sizes], total)
 
 
@@ -59,8 +63,10 @@ def allocate(
         if not (math.isfinite(score) and score >= 0):
             raise ValueError(f"scores are finite and not negative; score {position} is {score}")
     share = masks.exact(sparsity)
-    cap = min(Fraction(1), share + Fraction(1, 10)) if max_sparsity is None else Fraction(str(float(max_sparsity)))
-    if not share <= cap <= 1:
+    sizes = _whole(sizes)
+    finite = max_sparsity is not None and math.isfinite(max_sparsity)
+    cap = Fraction(str(float(max_sparsity))) if finite else min(Fraction(1), share + Fraction(1, 10))
+    if not share <= cap <= 1 or (max_sparsity is not None and not finite):
         raise ValueError(f"max_sparsity must lie between the sparsity {sparsity} and 1, not {max_sparsity}")
 
     keep = sum(sizes) - round(sum(sizes) * share)
@@ -86,6 +92,13 @@ def allocate(
             left -= grant
         open_linears -= full
     return [size - kept for size, kept in zip(sizes, _round(shares, keep, sizes))]
+
+
+def _whole(sizes: Sequence[int]) -> list[int]:
+    """Turn sizes into Python's own whole numbers, which JSON can write, and refuse negative ones."""
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"sizes are numbers of weights, none below 0: {list(sizes)}")
+    return [int(size) for size in sizes]
 
 
 def _round(shares: Sequence[Fraction], total: int, limits: Sequence[int] | None = None) -> list[int]:

@@ -84,6 +84,8 @@ def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) ->
             )
         try:
             hidden, kwargs = _enter(model, batch, stack, stop_at_first=shared)
+        except UserError:
+            raise
         except (ValueError, IndexError) as error:
             raise UserError(f"Sample {number} does not fit {type(model).__name__}: {error}") from error
         if number == 0:
@@ -115,7 +117,7 @@ def _enter(model: nn.Module, batch: dict, stack: list[nn.Module], stop_at_first:
         inputs.append(args[0] if args else call.pop("hidden_states"))
         if len(args) > 1:
             raise UserError(f"{type(block).__name__} takes positional arguments besides the hidden states.")
-        if outputs and not torch.equal(outputs[-1], inputs[-1]):
+        if outputs and inputs[-1] is not outputs[-1] and not torch.equal(outputs[-1], inputs[-1]):
             raise UserError(
                 f"{type(model).__name__} changes the hidden states between its blocks (before block {len(outputs)}), "
                 "so they cannot be replayed one by one."

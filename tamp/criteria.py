@@ -4,7 +4,6 @@ Weights are ``(out, in)``, inputs ``(tokens, in)``. Everything is computed in fl
 neither the order nor the grouping of the samples shows in a mask.
 """
 
-import math
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ class MeanSquare:
 
     def add(self, inputs: Tensor) -> None:
         """Add tokens, (tokens, width)."""
+        _check_width(inputs, len(self.total))
         self.total += inputs.float().square().sum(0, dtype=torch.float64)
         self.count += len(inputs)
 
@@ -38,6 +38,7 @@ class Hessian:
 
     def add(self, inputs: Tensor) -> None:
         """Add tokens, (tokens, width)."""
+        _check_width(inputs, len(self.total))
         inputs = inputs.float()
         self.total += inputs.T @ inputs
         self.count += len(inputs)
@@ -45,6 +46,11 @@ class Hessian:
     def value(self) -> Tensor:
         """Return the mean outer product, (width, width) float32."""
         return (self.total / max(self.count, 1)).float()
+
+
+def _check_width(inputs: Tensor, width: int) -> None:
+    if inputs.ndim != 2 or inputs.shape[1] != width:
+        raise ValueError(f"inputs are (tokens, {width}), not {tuple(inputs.shape)}")
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -88,7 +94,7 @@ def sparsegpt(
     Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1. Columns are taken in blocks; in each the entries with the
     smallest ``w^2 / u^2`` are dropped, u being the diagonal of the Cholesky factor of the inverse Hessian. Unstructured
     pruning takes one pool per block over all rows; after each block exactly ``floor(drop * columns so far / in)`` weights
-    are gone.
+    are gone, or more if more than that read inputs that are always zero: those weights always go.
 
     Args:
         weight: (out, in).
@@ -112,7 +118,7 @@ def sparsegpt(
         raise ValueError(
             f"a weight with {columns} inputs needs a Hessian of shape {(columns, columns)}, not {tuple(hessian.shape)}"
         )
-    if block < 1 or damping < 0:
+    if block < 1 or not damping >= 0:
         raise ValueError(f"block must be at least 1 and damping at least 0, not {block} and {damping}")
     if pattern is not None:
         n, m = masks.parse_pattern(pattern)
@@ -126,13 +132,24 @@ def sparsegpt(
 
     updated = weight.float().clone()
     hessian = hessian.float().clone()
+    if not (updated.isfinite().all() and hessian.isfinite().all()):
+        raise ValueError("the weight or the Hessian holds NaN or infinity")
     diagonal = hessian.diagonal()
     dead = diagonal == 0
+    if not dead.all():
+        hessian /= diagonal[~dead].mean()  # the 1 that dead inputs get is then on the scale of the others
     diagonal[dead] = 1
     updated[:, dead] = 0
     diagonal += damping * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor = torch.linalg.cholesky(inverse, upper=True)  # (in, in), row j: how column j's error spreads to the right
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        factor = torch.linalg.cholesky(
+            inverse, upper=True
+        )  # (in, in), row j: how column j's error spreads to the right
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            f"the Hessian is not positive definite: use more tokens or a damping above {damping}"
+        ) from error
 
     dropped = 0
     for start in range(0, columns, block):
@@ -141,7 +158,7 @@ def sparsegpt(
         spread = factor[start:stop, start:stop]
         scale = spread.diagonal()
         if drop is not None:
-            due = math.floor(drop * stop / columns) - dropped
+            due = drop * stop // columns - dropped
             dropped += due
             smallest = (part / scale).square().flatten().argsort(stable=True)[:due]
             mask = torch.zeros(part.numel(), dtype=torch.bool, device=part.device)

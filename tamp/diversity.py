@@ -15,6 +15,16 @@ from torch import Tensor
 Within = Literal["mean", "positive"]
 
 
+def check(within: str) -> None:
+    """Refuse a way of averaging that does not exist.
+
+    Raises:
+        ValueError: if ``within`` is neither ``"mean"`` nor ``"positive"``.
+    """
+    if within not in ("mean", "positive"):
+        raise ValueError(f"within is 'mean' or 'positive', not {within!r}")
+
+
 def unit(outputs: Tensor) -> Tensor:
     """L2-normalise tokens, (..., T, d) to (..., T, d) float32; zero vectors stay zero."""
     return torch.nn.functional.normalize(outputs.float(), dim=-1)
@@ -114,12 +124,12 @@ def similarities(outputs: Tensor, modality: Tensor, within: Within = "mean") -> 
         raise ValueError(
             f"outputs are (T, d) and modality (T,), not {tuple(outputs.shape)} and {tuple(modality.shape)}"
         )
-    if within not in ("mean", "positive"):
-        raise ValueError(f"within is 'mean' or 'positive', not {within!r}")
+    check(within)
     pairs = pairs_of(modality)
     if not pairs:
         return {}
-    units = unit(outputs)
+    valid = modality >= 0
+    units, modality = unit(outputs[valid]), modality[valid]
     values = (
         mean_similarities(units, modality, pairs)
         if within == "mean"

@@ -325,4 +325,4 @@ def wilson(share, n, z: float = 1.959964):
     """Return the 95 % score interval of a share of n (Wilson 1927), (low, high)."""
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return centre - half, centre + half
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)

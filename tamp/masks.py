@@ -6,6 +6,7 @@ boolean and True means *drop*. Equal entries are dropped in the order of their c
 
 import math
 from fractions import Fraction
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ def exact(sparsity: float) -> Fraction:
     Raises:
         ValueError: if it is not a number in [0, 1).
     """
-    if not 0 <= sparsity < 1:  # NaN fails too
-        raise ValueError(f"sparsity is a share of weights in [0, 1), not {sparsity}")
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:  # NaN fails too
+        raise ValueError(f"sparsity is a share of weights in [0, 1), not {sparsity!r}")
     return Fraction(str(float(sparsity)))
 
 

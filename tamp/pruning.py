@@ -189,8 +189,10 @@ def das_scores(
 def _similarities(outputs: list[Tensor], codes: Tensor, pairs: list[tuple[int, int]], recipe: Recipe) -> Tensor:
     """Average the cosines of every linear's tokens, L tensors (T, d_l), to (L, terms)."""
     terms = []
+    valid = codes >= 0
+    codes = codes[valid]
     for output in outputs:
-        units = diversity.unit(output)
+        units = diversity.unit(output[valid])
         terms.append(
             diversity.mean_similarities(units, codes, pairs)
             if recipe.das_similarity == "mean"

@@ -1,7 +1,7 @@
 """Slow, plain versions of everything the package computes, to compare it with.
 
-They follow the formulas word by word, in float64 or in exact fractions, recompute everything at every step and share no code with the package.
-Numbers in, numbers out: tensors of any float type are taken, NumPy arrays or Python numbers are returned.
+They follow the formulas word by word, in float64 or in exact fractions, recompute everything at every step and share
+no code with the package. Tensors of any float type are taken, NumPy arrays or Python numbers are returned.
 """
 
 import math
@@ -101,7 +101,8 @@ def sparsegpt(
 ) -> Pruned:
     """Remove weights column after column, the columns still to come making up for each loss (SparseGPT, algorithm 1).
 
-    The inverse Hessian of the columns not yet passed is computed anew for every column, where the paper reads it off one Cholesky factor.
+    The inverse Hessian of the columns not yet passed is computed anew for every column, where the paper reads it off
+    one Cholesky factor.
     """
     w, h = array(weight).copy(), array(hessian).copy()
     rows, columns = w.shape
@@ -167,6 +168,7 @@ def similarities(outputs: torch.Tensor, modality: torch.Tensor, within: str = "m
 
 class Selected(NamedTuple):
     mask: np.ndarray  # (T,) bool
+    rho: float  # mean of the defined similarities; nan where none is
     discrepancy: float  # squared MMD between all tokens and the selected ones
     limit: float  # the squared MMD below which selection stops; nan where one pick is enough
     margin: float  # least distance of any decision from going the other way
@@ -240,7 +242,7 @@ def amia(
             break
     mask = np.zeros(len(modality), dtype=bool)
     mask[[places[i] for i in picked]] = True
-    return Selected(mask, discrepancy(k, picked), limit, margin)
+    return Selected(mask, rho, discrepancy(k, picked), limit, margin)
 
 
 # Allocation ----------------------------------------------------------------------------------------------------------
@@ -252,7 +254,10 @@ def cap(sparsity: float, max_sparsity: float | None) -> Fraction:
 
 
 def share(budget: Fraction, room: list[Fraction], scores: list[Fraction]) -> list[Fraction]:
-    """Share a budget in proportion to scores, no one taking more than its room, until it is spent; then equally, where no score is left."""
+    """Share a budget in proportion to scores, no one taking more than its room, until it is spent.
+
+    Where only scores of zero are left, they share equally.
+    """
     given = [Fraction(0)] * len(room)
     while budget > 0:
         open_ = [i for i in range(len(room)) if given[i] < room[i]]
@@ -267,8 +272,13 @@ def share(budget: Fraction, room: list[Fraction], scores: list[Fraction]) -> lis
     return given
 
 
-def kept(scores: list[float], sizes: list[int], sparsity: float, dropped: int, max_sparsity: float | None = None) -> list[Fraction] | None:
-    """Find how many weights each linear keeps, before rounding; None where the whole-number minimums alone are over the budget."""
+def kept(
+    scores: list[float], sizes: list[int], sparsity: float, dropped: int, max_sparsity: float | None = None
+) -> list[Fraction] | None:
+    """Find how many weights each linear keeps, before rounding.
+
+    None where the least that each must keep, rounded up to whole numbers, is over the budget already.
+    """
     keep = Fraction(sum(sizes) - dropped)
     least = [Fraction(math.ceil(n * (1 - cap(sparsity, max_sparsity)))) for n in sizes]
     if sum(least) > keep:

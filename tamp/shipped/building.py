@@ -23,7 +23,11 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
 PINPOINTS = [[TILE, EDGE], [EDGE, TILE], [EDGE, EDGE]]
 HIDDEN, BLOCKS, HEADS, MLP = 192, 8, 6, 512
 EMBEDDING_SCALE = 0.5
+MATCH_SCALE = 0.8
 LONGEST_ANSWER = 4
+
+_ROWS, _COLUMNS = ([f"{axis}-{number + 1}" for number in range(GRID)] for axis in ("row", "column"))
+_SYMBOLS = [symbol if symbol.isdigit() else f"letter-{symbol}" for symbol in GLYPHS]
 
 _QUESTION_WORDS = (
     "what color is the shape object how many objects are there a where left right of above below number word shown "
@@ -52,9 +56,8 @@ CHAT_TEMPLATE = """
 
 def make_vocabulary() -> Vocabulary:
     """List every token, special ones first; `<pad>` is 0."""
-    labels = [f"{axis}-{number + 1}" for axis in ("row", "column") for number in range(GRID)] + ["sign"]
-    symbols = [symbol if symbol.isdigit() else f"letter-{symbol}" for symbol in GLYPHS]
-    words = [*SPECIAL, *COLOURS, *SHAPES, *symbols, *WORDS, *PLACES, *_QUESTION_WORDS.split(), *labels]
+    labels = [*_ROWS, *_COLUMNS, "sign"]
+    words = [*SPECIAL, *COLOURS, *SHAPES, *_SYMBOLS, *WORDS, *PLACES, *_QUESTION_WORDS.split(), *labels]
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
@@ -151,19 +154,32 @@ def build_model(seed: int) -> LlavaNextForConditionalGeneration:
 def _start_by_matching(model: LlavaNextForConditionalGeneration) -> None:
     """Give attention a head start: in the first blocks half of the heads look for tokens like their own.
 
-    A query for "circle" then finds the visual tokens whose embedding contains "circle". Without it the model takes
-    very long to discover that questions and pictures have anything to do with each other.
+    A query for "circle" then finds the visual tokens whose embedding contains "circle", and two of the heads bring
+    back what else those contain. Without it the model takes very long to discover that questions and pictures have
+    anything to do with each other. What to do with the find is left to training, and so are all other heads.
     """
     decoder = model.model.language_model
-    torch.nn.init.normal_(decoder.embed_tokens.weight, std=EMBEDDING_SCALE)
+    vocabulary = make_vocabulary()
+    # Orthogonal words can be added up in one visual token and still be told apart.
+    words = torch.linalg.qr(torch.randn(HIDDEN, len(vocabulary))).Q.T
+    decoder.embed_tokens.weight.copy_(EMBEDDING_SCALE * math.sqrt(HIDDEN) * words)
     model.lm_head.weight.copy_(0.1 * decoder.embed_tokens.weight)
+    asked = words[[vocabulary[word] for word in (*COLOURS, *SHAPES, "number", "word")]]
+    found = [
+        words[[vocabulary[word] for word in (*COLOURS, *SHAPES, *_ROWS, *_COLUMNS)]],
+        words[[vocabulary[word] for word in (*_SYMBOLS, "first", "second", "third")]],
+    ]
     width = HIDDEN // HEADS
+    # Rotary pairs are (i, i + width / 2), the slow ones last: only those match at the distance of a whole picture.
+    slow = [place for place in range(width) if place % (width // 2) >= width // 2 - len(asked) // 2]
     for block in decoder.layers[: BLOCKS // 2]:
         attention = block.self_attn
         for head in range(HEADS // 2):
-            rows = slice(head * width, (head + 1) * width)
-            basis = torch.linalg.qr(torch.randn(HIDDEN, width)).Q.T
-            attention.q_proj.weight[rows] = basis
-            attention.k_proj.weight[rows] = basis
-        for linear in (attention.o_proj, block.mlp.down_proj):
-            linear.weight /= math.sqrt(2)
+            places = [head * width + place for place in slow]
+            turned = MATCH_SCALE * torch.linalg.qr(torch.randn(len(asked), len(asked))).Q @ asked
+            attention.q_proj.weight[places] = turned
+            attention.k_proj.weight[places] = turned
+            if head < len(found):
+                places = slice(head * width, head * width + len(found[head]))
+                attention.v_proj.weight[places] = found[head]
+                attention.o_proj.weight[:, places] = found[head].T

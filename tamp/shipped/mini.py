@@ -28,7 +28,9 @@ FINAL_SEED = 20_000
 CHECKPOINT = "checkpoint.pt"
 
 
-def train(trainer: Trainer, work: Path, out: Path, *, minutes: float | None = None, final: int = FINAL_QUESTIONS) -> bool:
+def train(
+    trainer: Trainer, work: Path, out: Path, *, minutes: float | None = None, final: int = FINAL_QUESTIONS
+) -> bool:
     """Train to the end, from the last checkpoint where there is one.
 
     Args:
@@ -51,15 +53,15 @@ def train(trainer: Trainer, work: Path, out: Path, *, minutes: float | None = No
         log.info("going on from stage %d, step %d", trainer.stage, trainer.step)
     began = time.perf_counter()
     while not trainer.done:
-        trainer.advance()
-        out_of_time = minutes is not None and time.perf_counter() - began > 60 * minutes
-        if trainer.step % trainer.recipe.save_every == 0 or out_of_time:
+        if minutes is not None and time.perf_counter() - began > 60 * minutes:
             trainer.save(checkpoint)
-        checked = trainer.STAGES[-1:] == trainer.STAGES[trainer.stage :] and trainer.step % trainer.recipe.check_every == 0
-        if checked and trainer.step or trainer.done:
-            export(trainer, out, final=final if trainer.done else 0)
-        if out_of_time:
-            return trainer.done
+            return False
+        trainer.advance()
+        if trainer.step % trainer.recipe.save_every == 0:
+            trainer.save(checkpoint)
+        if trainer.just_checked:
+            export(trainer, out)
+    export(trainer, out, final=final)
     return True
 
 
@@ -87,6 +89,7 @@ def export(trainer: Trainer, out: Path, *, final: int = 0) -> None:
         build_processor().save_pretrained(fresh)
         Path(fresh, "training.json").write_text(json.dumps(record, indent=1) + "\n")
         for file in sorted(Path(fresh).iterdir()):
+            file.chmod(0o644)
             os.replace(file, out / file.name)
 
 

@@ -215,7 +215,11 @@ def _ask_position(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
 
 
 def _ask_relation(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
-    pairs = [(a, b) for a in _named(scene) for b in _named(scene) if a[1] is not b[1]]
+    names = _named(scene)
+    if len({item for _, item in names}) < 2:
+        # Rarely one object alone has a name of its own; colour and shape together always tell objects apart.
+        names = [(f"{item.colour} {item.shape}", item) for item in scene.items]
+    pairs = [(a, b) for a in names for b in names if a[1] is not b[1]]
     (name, item), (other_name, other) = _pick(random, pairs)
     across, down = item.column - other.column, item.row - other.row
     # Objects level with each other are never asked about along that axis.

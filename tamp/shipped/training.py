@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +51,9 @@ class Recipe:
         save_every: Steps between checkpoints.
     """
 
-    vision_steps: int = 1500
+    vision_steps: int = 1000
     alignment_steps: int = 250
-    language_steps: int = 3000
+    language_steps: int = 2000
     vision_rate: float = 2e-3
     alignment_rate: float = 3e-3
     language_rate: float = 1e-3
@@ -64,13 +63,13 @@ class Recipe:
     tower_rate: float = 0.2
     background: float = 0.1
     detail: float = 0.4
-    growth: tuple[tuple[float, int], ...] = ((0.0, 3), (0.08, 4), (0.2, 6))
+    growth: tuple[tuple[float, int], ...] = ((0.0, 3), (0.06, 4), (0.15, 6))
     warm_up: int = 50
     final_rate: float = 0.02
     weight_decay: float = 0.02
     held_out: int = 500
-    check_every: int = 250
-    save_every: int = 100
+    check_every: int = 100
+    save_every: int = 50
 
 
 def visual_tokens(model: LlavaNextForConditionalGeneration, tiles: torch.Tensor) -> torch.Tensor:
@@ -121,6 +120,11 @@ def answer_logits(model: LlavaNextForConditionalGeneration, batch: Packed) -> to
     return model.lm_head(states[batch.targets >= 0]).float()
 
 
+def _as_lesson(asked: list[Question]) -> Lesson:
+    pixels = np.stack([np.asarray(image) for image in asked[0].images])
+    return Lesson(pixels, tuple((question.text, question.answer) for question in asked))
+
+
 @torch.no_grad()
 def accuracy(model: LlavaNextForConditionalGeneration, asked: list[Question], vocabulary: Vocabulary) -> dict:
     """Measure exact match per task.
@@ -146,11 +150,7 @@ def accuracy(model: LlavaNextForConditionalGeneration, asked: list[Question], vo
         alike = [group for group in groups if len(group[0].images) == pictures]
         for start in range(0, len(alike), 16):
             chunk = alike[start : start + 16]
-            lessons = [
-                Lesson(np.stack([np.asarray(image) for image in group[0].images]), tuple((q.text, q.answer) for q in group))
-                for group in chunk
-            ]
-            batch = pack(lessons, vocabulary)
+            batch = pack([_as_lesson(group) for group in chunk], vocabulary)
             wanted = batch.targets >= 0
             right = torch.ones_like(wanted)
             right[wanted] = answer_logits(model, batch).argmax(-1) == batch.targets[wanted]
@@ -195,6 +195,11 @@ class Trainer:
     def done(self) -> bool:
         """Whether all stages are over."""
         return self.stage == len(self.STAGES)
+
+    @property
+    def just_checked(self) -> bool:
+        """Whether the last step ended with a held-out check, and more steps follow."""
+        return self.stage == len(self.STAGES) - 1 and self.step > 0 and self.step % self.recipe.check_every == 0
 
     def _steps(self) -> int:
         return getattr(self.recipe, f"{self.STAGES[self.stage]}_steps")
@@ -363,6 +368,3 @@ def _lower(model: LlavaNextForConditionalGeneration, dtype: torch.dtype = torch.
         for name, buffer in original.named_buffers(recurse=False):
             getattr(module, name).data = buffer.clone()
     return lowered
-
-
-Progress = Callable[[Trainer], None]

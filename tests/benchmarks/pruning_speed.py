@@ -1,0 +1,65 @@
+"""How long TAMP and AMIA take in units of Wanda, on the shipped model, in one harness.
+
+python tests/benchmarks/pruning_speed.py [--n 64] [--rounds 5]
+"""
+
+import argparse
+import copy
+import statistics
+
+import recording
+import torch
+
+import tamp
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Measure, and return what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sparsity", type=float, default=0.6)
+    parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    model, processor = tamp.load("mini-llava-next", device="cpu")
+    samples = tamp.calibration_set("mini-vqa", processor, n=options.n)
+    presets = ("wanda", "das", "amia", "tamp", "sparsegpt")
+    copies = iter([copy.deepcopy(model) for _ in range(len(presets) * (options.rounds + 1))])
+    reports = {}
+
+    def run(preset: str) -> None:
+        recipe = tamp.Recipe.preset(preset, sparsity=options.sparsity)
+        reports[preset] = tamp.prune(next(copies), samples, recipe, progress=False)
+
+    def forward() -> None:
+        with torch.no_grad():
+            for sample in samples:
+                model(**sample, use_cache=False)
+
+    calls = {"forward": forward} | {preset: lambda preset=preset: run(preset) for preset in presets}
+    times = recording.side_by_side(calls, options.rounds)
+    result = {
+        "model": "mini-llava-next",
+        "samples": options.n,
+        "rounds": options.rounds,
+        "seconds": {name: round(statistics.median(spent), 3) for name, spent in times.items()},
+        "over_wanda": {name: recording.ratio(times, name, "wanda") for name in presets},
+        "over_forward": {name: recording.ratio(times, name, "forward") for name in presets},
+        "allocation_over_forward": round(
+            reports["das"].seconds["allocate"]
+            / statistics.median(times["forward"])
+            * options.n
+            / min(options.n, reports["das"].recipe.allocation_samples or options.n),
+            3,
+        ),
+        "phases": {name: reports[name].summary()["seconds"] for name in presets},
+        "tokens_kept": round(float(reports["tamp"].table["kept"].mean()), 2),
+        "peak_memory_bytes": {name: reports[name].peak_memory for name in presets},
+    }
+    recording.write("pruning_speed", result, options.out)
+    return result
+
+
+if __name__ == "__main__":
+    print(main())

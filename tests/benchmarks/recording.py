@@ -1,0 +1,61 @@
+"""Recorded results: JSON files in data/results/ with everything needed to read them later."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tamp.report import versions
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "data" / "results"
+
+
+def write(name: str, result: dict, folder: Path = RESULTS) -> Path:
+    """Write a result beside versions, device and commit, completely or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps({"made_with": surroundings(), **result}, indent=1) + "\n")
+    os.replace(beside, path)
+    return path
+
+
+def surroundings() -> dict:
+    """Describe what a result was made with."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return {**versions(), "device": device, "threads": torch.get_num_threads(), "commit": commit.stdout.strip()}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Time one call, to the end of the device's work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def side_by_side(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time calls in turn, round after round, so that a drift of the machine meets all of them; one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            spent = seconds(call)
+            if turn:
+                times[name].append(spent)
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, to: str) -> float:
+    """Return the median over rounds of one call's time in units of another's."""
+    return round(statistics.median(a / b for a, b in zip(times[name], times[to])), 3)

@@ -1,0 +1,101 @@
+"""The command line: what it does, and one sentence and a non-zero exit for every mistake."""
+
+import subprocess
+import sys
+
+import pytest
+
+import tamp
+from tamp import cli, pruning
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_prune_evaluate_verify(tmp_path, capsys):
+    out = tmp_path / "pruned"
+    assert run("prune", "mini-llava-next", "--preset", "tamp", "--sparsity", 0.6, "--n", 4, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "das + amia + wanda: 60.0000%" in said and f"saved to {out}" in said
+    assert run("verify", out) == 0
+    assert "60.0000% of" in capsys.readouterr().out
+    assert run("evaluate", out, "--limit", 20, "--out", tmp_path / "scores.csv") == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert (tmp_path / "scores.csv").read_text().startswith("task,n,accuracy")
+
+
+def test_every_part_can_be_chosen(tmp_path, capsys):
+    arguments = ("--allocation", "uniform", "--tokens", "text", "--criterion", "sparsegpt", "--pattern", "2:4")
+    assert run("prune", "mini-llava-next", "--n", 4, "--out", tmp_path / "p", *arguments) == 0
+    assert "uniform + text + sparsegpt 2:4: 50.0000%" in capsys.readouterr().out
+
+
+def test_demo_writes_a_page_with_figures(tmp_path, capsys):
+    page = tmp_path / "demo.html"
+    assert run("demo", "--limit", 30, "--n", 4, "--out", page) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("dense", "wanda", "tamp", str(page)))
+    text = page.read_text()
+    assert text.count("<img") == 3 and "Accuracy per task" in text
+
+
+MISTAKES = {
+    "preset": ("prune", "mini-llava-next", "--preset", "wanad", "--out", "OUT"),
+    "model": ("prune", "mini-lava-next", "--out", "OUT"),
+    "sparsity": ("prune", "mini-llava-next", "--sparsity", "1.5", "--out", "OUT"),
+    "pattern": ("prune", "mini-llava-next", "--pattern", "5:4", "--out", "OUT"),
+    "width": ("prune", "mini-llava-next", "--pattern", "2:5", "--n", "2", "--out", "OUT"),
+    "set": ("prune", "mini-llava-next", "--calibration", "coco", "--out", "OUT"),
+    "number": ("prune", "mini-llava-next", "--n", "0", "--out", "OUT"),
+    "benchmark": ("evaluate", "mini-llava-next", "--benchmark", "mmbench"),
+    "device": ("evaluate", "mini-llava-next", "--device", "warp"),
+    "hub": ("evaluate", "nobody/nothing", "--limit", "1"),
+    "folder": ("verify", "OUT"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence_and_no_traceback(mistake, tmp_path, capsys):
+    out = tmp_path / "out"
+    status = run(*(str(out) if word == "OUT" else word for word in MISTAKES[mistake]))
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("tamp: ")]
+    assert status == 2
+    assert len(lines) == 1 and "Traceback" not in captured.err
+    assert not out.exists()
+
+
+def test_an_existing_folder_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    (tmp_path / "x").write_text("")
+    monkeypatch.setattr(tamp, "load", lambda *a: pytest.fail("must not load first"))
+    assert run("prune", "mini-llava-next", "--out", tmp_path) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_an_interruption_says_that_the_model_was_partly_pruned(tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "replay", interrupt)
+    assert run("prune", "mini-llava-next", "--n", 2, "--out", tmp_path / "p") == 130
+    assert "interrupted. Pruning stopped at block 1 of" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(tmp_path, capsys, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(pruning, "replay", fail)
+    arguments = ("prune", "mini-llava-next", "--n", 2, "--out", tmp_path / "p")
+    assert run(*arguments) == 1
+    assert "RuntimeError: out of luck Run again with --debug" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        run(*arguments, "--debug")
+
+
+def test_the_installed_command_runs_and_exits_with_its_status():
+    done = subprocess.run([sys.executable, "-m", "tamp.cli", "verify", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("tamp: nowhere has no tamp.json")

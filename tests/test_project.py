@@ -1,0 +1,143 @@
+"""The project's own files agree with each other."""
+
+import ast
+import hashlib
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def tracked() -> list[Path]:
+    """Every file of the project, as git knows it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def requirements() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    every = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    return [made for line in every if (made := Requirement(line)).name != "tamp"]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_every_dependency_has_a_pin_that_its_bound_admits_and_every_pin_a_dependency():
+    named = {each.name: each for each in requirements()}
+    assert set(pins()) == set(named)
+    for name, pin in pins().items():
+        assert named[name].specifier.contains(pin), f"{name}=={pin} is outside {named[name]}"
+        assert named[name].specifier, f"{name} has no lower bound"
+
+
+def test_the_conda_environment_installs_the_same_set():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, extra = environment["dependencies"]
+    assert Version(python.split("=")[1]) in Requirement(f"python{PYPROJECT['project']['requires-python']}").specifier
+    assert pip == "pip"
+    assert extra["pip"] == ["--constraint constraints.txt", "--editable .[test]"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert "--constraint constraints.txt --editable '.[test]'" in makefile
+
+
+def test_the_installed_versions_are_the_pinned_ones():
+    from importlib.metadata import version
+
+    different = {name: version(name) for name, pin in pins().items() if version(name).split("+")[0] != pin}
+    assert not different, f"not the tested set: {different}"
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.M)) - {"install"} | {"install"}
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in said.splitlines()} == targets
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make demo" in (ROOT / "README.md").read_text()
+
+
+def test_every_shipped_file_is_listed_with_its_size_and_sha256():
+    page = (ROOT / "data/README.md").read_text()
+    listed = {
+        name: (int(size.replace(",", "")), digest)
+        for name, size, digest in re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", page, re.M)
+    }
+    shipped = {
+        str(path.relative_to(ROOT / "data")): path
+        for path in tracked()
+        if path.is_relative_to(ROOT / "data") and path.name != "README.md" and "results" not in path.parts
+    }
+    assert set(listed) == set(shipped)
+    for name, path in shipped.items():
+        content = path.read_bytes()
+        assert listed[name] == (len(content), hashlib.sha256(content).hexdigest()), name
+
+
+def test_the_shipped_model_is_below_its_limit():
+    folder = ROOT / "data/mini-llava-next"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 25e6
+    assert list(folder.glob("*.safetensors")) and not list(folder.glob("*.bin"))
+
+
+def test_the_shipped_model_met_its_bar():
+    """The training record's final table, on fresh questions, and what the record says of them."""
+    final = json.loads((ROOT / "data/mini-llava-next/training.json").read_text())["held_out"]
+    accuracy = {task: row["accuracy"] for task, row in final["tasks"].items()}
+    assert sum(row["n"] for row in final["tasks"].values()) >= 1000
+    assert sum(accuracy.values()) / len(accuracy) >= 0.85
+    assert min(accuracy.values()) >= 0.65
+
+
+def test_modules_of_the_maths_import_nothing_but_torch_and_each_other():
+    ladder = ["errors", "masks", "criteria", "diversity", "selection", "allocation"]
+    for place, name in enumerate(ladder):
+        tree = ast.parse((ROOT / f"tamp/{name}.py").read_text())
+        found = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                below = [alias.name for alias in node.names] if node.module == "tamp" else []
+                assert set(below) <= set(ladder[:place]), f"{name} reaches up the ladder"
+                found.add(node.module.split(".")[0])
+        assert not found & {"transformers", "numpy", "pandas", "matplotlib"}, name
+
+
+def test_no_file_of_the_package_prints_but_the_command_line():
+    for path in (ROOT / "tamp").rglob("*.py"):
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        ]
+        assert path.name == "cli.py" or not calls, path
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "data/README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith(("http:", "https:")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
