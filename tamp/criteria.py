@@ -1,9 +1,8 @@
 """Pruning criteria: how much a weight counts, and, for SparseGPT, how the others make up for it.
 
-Weights are ``(out, in)``, inputs ``(tokens, in)``. Everything is computed in float32 and accumulated in float64, so that
-neither the order nor the grouping of the samples shows in a mask.
+Weights are ``(out, in)``, inputs ``(tokens, in)``. Whatever the type of a weight, everything is computed in float32, with
+float64 where a sum or a factorisation would otherwise lose small parts or depend on the number of threads.
 """
-
 
 import torch
 from torch import Tensor
@@ -18,11 +17,13 @@ class MeanSquare:
         self.total = torch.zeros(width, dtype=torch.float64, device=device)
         self.count = 0
 
-    def add(self, inputs: Tensor) -> None:
-        """Add tokens, (tokens, width)."""
+    def add(self, inputs: Tensor) -> Tensor:
+        """Add tokens, (tokens, width), and return what they add to the total."""
         _check_width(inputs, len(self.total))
-        self.total += inputs.float().square().sum(0, dtype=torch.float64)
+        part = inputs.float().square().sum(0, dtype=torch.float64)
+        self.total += part
         self.count += len(inputs)
+        return part
 
     def value(self) -> Tensor:
         """Return the mean square of every input, (width,) float32."""
@@ -36,12 +37,14 @@ class Hessian:
         self.total = torch.zeros(width, width, dtype=torch.float64, device=device)
         self.count = 0
 
-    def add(self, inputs: Tensor) -> None:
-        """Add tokens, (tokens, width)."""
+    def add(self, inputs: Tensor) -> Tensor:
+        """Add tokens, (tokens, width), and return what they add to the total."""
         _check_width(inputs, len(self.total))
         inputs = inputs.float()
-        self.total += inputs.T @ inputs
+        part = inputs.T @ inputs
+        self.total += part
         self.count += len(inputs)
+        return part
 
     def value(self) -> Tensor:
         """Return the mean outer product, (width, width) float32."""
@@ -142,10 +145,9 @@ def sparsegpt(
     updated[:, dead] = 0
     diagonal += damping * diagonal.mean()
     try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        factor = torch.linalg.cholesky(
-            inverse, upper=True
-        )  # (in, in), row j: how column j's error spreads to the right
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
+        # (in, in), row j: how column j's error spreads to the right
+        factor = torch.linalg.cholesky(inverse, upper=True).float()
     except torch.linalg.LinAlgError as error:
         raise ValueError(
             f"the Hessian is not positive definite: use more tokens or a damping above {damping}"

@@ -36,7 +36,12 @@ def pairs_of(modality: Tensor) -> list[tuple[int, int]]:
     return list(itertools.combinations_with_replacement(present, 2))
 
 
-def mean_similarities(units: Tensor, modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+def membership(modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    """Mark the tokens of every modality that occurs in ``pairs``, in order: (T,) to (M, T) float32."""
+    return torch.stack([modality == code for code in sorted({code for pair in pairs for code in pair})]).float()
+
+
+def mean_similarities(units: Tensor, member: Tensor) -> Tensor:
     """Average the cosine over all pairs, in closed form: O(T d), no T x T matrix.
 
     The mean over pairs of a modality is ``(||sum u||^2 - sum ||u||^2) / (T (T - 1))``, across two it is
@@ -44,24 +49,17 @@ def mean_similarities(units: Tensor, modality: Tensor, pairs: list[tuple[int, in
 
     Args:
         units: (..., T, d), normalised tokens.
-        modality: (T,), whole numbers, negative = padding.
-        pairs: the terms wanted.
+        member: (M, T), from :func:`membership`.
 
     Returns:
-        (..., terms) float32, NaN where a term has no pair of tokens.
+        (..., terms) float32 in the order of :func:`pairs_of`, NaN where a term has no pair of tokens.
     """
-    codes = sorted({code for pair in pairs for code in pair})
-    member = torch.stack([modality == code for code in codes]).to(units.dtype)  # (M, T)
     totals = (member @ units).double()  # (..., M, d)
-    inner = totals @ totals.mT  # (..., M, M)
-    own = (member @ units.square().sum(-1, keepdim=True))[..., 0].double()  # (..., M), how many are not zero vectors
-    count = dict(zip(codes, member.sum(1).int().tolist()))
-    terms = []
-    for a, b in pairs:
-        i, j = codes.index(a), codes.index(b)
-        total = inner[..., i, j] - (own[..., i] if a == b else 0)
-        terms.append(total / (count[a] * (count[b] - (a == b)) or math.nan))
-    return torch.stack(terms, -1).float()
+    inner = totals @ totals.mT - (units.square().sum(-1) @ member.T).diag_embed()  # (..., M, M)
+    count = member.sum(1, dtype=torch.float64)
+    number = count[:, None] * count - count.diag()  # ordered pairs of different tokens
+    upper = torch.ones_like(number, dtype=torch.bool).triu()
+    return torch.where(number > 0, inner / number, math.nan)[..., upper].float()
 
 
 def positive_similarities(cosine: Tensor, modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
@@ -131,7 +129,7 @@ def similarities(outputs: Tensor, modality: Tensor, within: Within = "mean") -> 
     valid = modality >= 0
     units, modality = unit(outputs[valid]), modality[valid]
     values = (
-        mean_similarities(units, modality, pairs)
+        mean_similarities(units, membership(modality, pairs))
         if within == "mean"
         else positive_similarities(units @ units.T, modality, pairs)
     )

@@ -168,6 +168,13 @@ def das_scores(
     walkers = [calibration.Captured(batch.hidden, batch.kwargs, batch.modality) for batch in captured]
     present = sorted({code for batch in captured for code in batch.modality.unique().tolist() if code >= 0})
     pairs = diversity.pairs_of(torch.tensor(present))
+    padded = [bool((batch.modality < 0).any()) for batch in captured]
+
+    def terms(units: Tensor, codes: Tensor) -> Tensor:
+        if recipe.das_similarity == "mean":
+            return diversity.mean_similarities(units, diversity.membership(codes, pairs))
+        return diversity.positive_similarities(units @ units.T, codes, pairs)
+
     scores = []
     for position, block in enumerate(calibration.steps(stack, "score", progress)):
         values = []  # per row of every sample: (linears, terms)
@@ -176,7 +183,10 @@ def das_scores(
                 hidden = batch.run(block, position)
                 finite(position, number, tokens, hidden)
                 for row, codes in enumerate(batch.modality):
-                    values.append(_similarities([output[row] for _, output in tokens.values()], codes, pairs, recipe))
+                    outputs = [output[row] for _, output in tokens.values()]
+                    if padded[number]:
+                        outputs, codes = [output[codes >= 0] for output in outputs], codes[codes >= 0]
+                    values.append(torch.stack([terms(diversity.unit(output), codes) for output in outputs]))
                 batch.hidden = hidden
         diverse = 1 - torch.stack(values)  # (rows, linears, terms)
         per_row = diverse.nanmean(-1) * len(pairs)  # the mean over defined terms, times their nominal number
@@ -184,21 +194,6 @@ def das_scores(
     if any(math.isnan(score) for score in scores):
         raise UserError("DAS compares tokens with each other, and no calibration sample has two of them.")
     return scores
-
-
-def _similarities(outputs: list[Tensor], codes: Tensor, pairs: list[tuple[int, int]], recipe: Recipe) -> Tensor:
-    """Average the cosines of every linear's tokens, L tensors (T, d_l), to (L, terms)."""
-    terms = []
-    valid = codes >= 0
-    codes = codes[valid]
-    for output in outputs:
-        units = diversity.unit(output[valid])
-        terms.append(
-            diversity.mean_similarities(units, codes, pairs)
-            if recipe.das_similarity == "mean"
-            else diversity.positive_similarities(units @ units.T, codes, pairs)
-        )
-    return torch.stack(terms)
 
 
 def make_plan(sizes: dict[str, int], depth: int, scores: list[float] | None, recipe: Recipe) -> allocation.Plan:
@@ -295,16 +290,16 @@ def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -
 
     Linears that read the same tensor and the same tokens (query, key and value, say) share the work.
     """
-    shared: dict[tuple, tuple] = {}
-    for (name, tensor), mask in zip(inputs.items(), chosen):
-        key = (tensor.data_ptr(), tensor.shape, id(mask))
-        if key not in shared:
-            part = type(statistics[name])(tensor.shape[1], tensor.device)
-            part.add(tensor if mask.all() else tensor[mask])
-            shared[key] = part.total, part.count
-        total, count = shared[key]
-        statistics[name].total += total
-        statistics[name].count += count
+    readers: dict[tuple, list[str]] = defaultdict(list)
+    mask_of = dict(zip(inputs, chosen))
+    for name, tensor in inputs.items():
+        readers[tensor.data_ptr(), tensor.shape, id(mask_of[name])].append(name)
+    for first, *others in readers.values():
+        tensor, mask = inputs[first], mask_of[first]
+        part = statistics[first].add(tensor if mask.all() else tensor[mask])
+        for name in others:
+            statistics[name].total += part
+            statistics[name].count = statistics[first].count
 
 
 def finite(position: int, number: int, tokens: dict[str, tuple[Tensor, Tensor]], hidden: Tensor) -> None:

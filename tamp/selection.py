@@ -79,7 +79,7 @@ def token_graph(
         units = diversity.unit(output)
         torch.mm(units, units.T, out=row)
         if within == "mean":
-            means.append(diversity.mean_similarities(units, modality, pairs))
+            means.append(diversity.mean_similarities(units, diversity.membership(modality, pairs)))
     cosine.diagonal(dim1=1, dim2=2).fill_(-math.inf)  # a token is not its own neighbour
     similarity = torch.stack(means) if within == "mean" else diversity.positive_similarities(cosine, modality, pairs)
     rho = similarity.nanmean(-1)  # (L,), NaN if no term is defined

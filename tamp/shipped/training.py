@@ -53,13 +53,13 @@ class Recipe:
 
     vision_steps: int = 1000
     alignment_steps: int = 250
-    language_steps: int = 2000
+    language_steps: int = 2200
     vision_rate: float = 2e-3
     alignment_rate: float = 3e-3
     language_rate: float = 1e-3
     vision_pictures: int = 24
-    single_lessons: int = 16
-    pair_lessons: int = 5
+    single_lessons: int = 8
+    pair_lessons: int = 3
     tower_rate: float = 0.2
     background: float = 0.1
     detail: float = 0.4
