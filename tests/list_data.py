@@ -17,7 +17,9 @@ def main() -> None:
     ]
     page = DATA / "README.md"
     table = "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
-    page.write_text(re.sub(r"(<!-- files -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], page.read_text(), flags=re.S))
+    page.write_text(
+        re.sub(r"(<!-- files -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], page.read_text(), flags=re.S)
+    )
 
 
 if __name__ == "__main__":

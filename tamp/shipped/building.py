@@ -31,7 +31,7 @@ _SYMBOLS = [symbol if symbol.isdigit() else f"letter-{symbol}" for symbol in GLY
 
 _QUESTION_WORDS = (
     "what color is the shape object how many objects are there a where left right of above below number word shown "
-    "which picture has more fewer does have same in both ? answer : yes no first second third"
+    "which picture has more or ? answer : yes no first second third"
 )
 
 CHAT_TEMPLATE = """

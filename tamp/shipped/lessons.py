@@ -20,7 +20,7 @@ VISUAL_TOKENS = PATCHES**2 + (SPLIT * PATCHES) * (SPLIT * PATCHES + 1)
 LABELS = 4
 """Words that describe a patch: colour or kind of sign; symbol; row or place in the sign; column."""
 
-SINGLE_LESSON = ("colour", "shape", "position", "number", "word") + ("count",) * 2 + ("exist",) * 2 + ("relation",) * 3
+SINGLE_LESSON = ("colour", "shape", "position", "number", "word") + ("exist",) + ("count",) * 3 + ("relation",) * 3
 """Questions asked about a training picture; the harder tasks are asked more often."""
 
 PAIR_LESSON = ("compare", "compare", "match", "match", "match")

@@ -32,7 +32,8 @@ YES_NO = ("yes", "no")
 PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
 COUNTS = ("0", "1", "2", "3", "4")
 ORDER = ("first", "second")
-DIRECTIONS = ("left of", "right of", "above", "below")
+ACROSS = ("left", "right")
+DOWN = ("above", "below")
 MOST_OBJECTS = 6
 NUMBER_CHOICES = 10
 
@@ -223,12 +224,9 @@ def _ask_relation(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
     (name, item), (other_name, other) = _pick(random, pairs)
     across, down = item.column - other.column, item.row - other.row
     # Objects level with each other are never asked about along that axis.
-    true = [word for word, holds in zip(DIRECTIONS, (across < 0, across > 0, down < 0, down > 0), strict=True) if holds]
-    opposite = dict(zip(DIRECTIONS, ("right of", "left of", "below", "above"), strict=True))
-    direction = _pick(random, true)
-    if random.integers(2):
-        return f"is the {name} {direction} the {other_name} ?", "yes"
-    return f"is the {name} {opposite[direction]} the {other_name} ?", "no"
+    if across and (not down or random.integers(2)):
+        return f"is the {name} left or right of the {other_name} ?", ACROSS[across > 0]
+    return f"is the {name} above or below the {other_name} ?", DOWN[down > 0]
 
 
 def _ask_sign(kind: str) -> Callable[[Scene, np.random.Generator], tuple[str, str]]:
@@ -256,10 +254,9 @@ _CHOICES = {
     "count": COUNTS,
     "exist": YES_NO,
     "position": PLACES,
-    "relation": YES_NO,
     "word": WORDS,
     "compare": ORDER,
-    "match": YES_NO,
+    "match": ORDER,
 }
 
 
@@ -275,7 +272,11 @@ def ask(task: str, scene: Scene, random: np.random.Generator) -> tuple[str, str,
         The question, its answer, and the choices.
     """
     text, answer = _ASK[task](scene, random)
-    return text, answer, _number_choices(answer, random) if task == "number" else _CHOICES[task]
+    if task == "number":
+        return text, answer, _number_choices(answer, random)
+    if task == "relation":
+        return text, answer, ACROSS if answer in ACROSS else DOWN
+    return text, answer, _CHOICES[task]
 
 
 def _number_choices(answer: str, random: np.random.Generator) -> tuple[str, ...]:
@@ -289,31 +290,25 @@ def _number_choices(answer: str, random: np.random.Generator) -> tuple[str, ...]
 
 
 def make_pair(random: np.random.Generator, *, most: int = MOST_OBJECTS) -> tuple[Scene, Scene]:
-    """Compose two scenes without signs that differ in their number of objects and can be matched.
+    """Compose two scenes without signs that differ in their number of objects.
 
     Args:
         random: Source of randomness.
         most: Largest number of shapes, 3 to 6.
 
     Returns:
-        Two scenes. Some shape occurs once in each; every such shape has the same colour in both half of the time.
+        Two scenes, each with an object of a look the other does not show.
     """
     while True:
         first, second = (make_scene(random, most=int(limit), signs=False) for limit in random.integers(2, most + 1, 2))
-        shared = _shared(first, second)
-        if len(first.items) != len(second.items) and shared:
-            break
-    items = list(second.items)
-    for item, twin in shared:
-        others = [colour for colour in _PALETTE if colour != item.colour]
-        colour = item.colour if random.integers(2) else _pick(random, others)
-        items[items.index(twin)] = dataclasses.replace(twin, colour=colour)
-    return first, Scene(tuple(items), ())
+        if len(first.items) != len(second.items) and all(_only(first, second)):
+            return first, second
 
 
-def _shared(first: Scene, second: Scene) -> list[tuple[Item, Item]]:
-    twins = {item.shape: item for item in _once(second, "shape")}
-    return [(item, twins[item.shape]) for item in _once(first, "shape") if item.shape in twins]
+def _only(first: Scene, second: Scene) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """List the looks that only the first, and that only the second scene shows."""
+    looks, other_looks = ([(item.colour, item.shape) for item in scene.items] for scene in (first, second))
+    return [look for look in looks if look not in other_looks], [look for look in other_looks if look not in looks]
 
 
 def ask_pair(task: str, pair: tuple[Scene, Scene], random: np.random.Generator) -> tuple[str, str, tuple[str, ...]]:
@@ -328,13 +323,10 @@ def ask_pair(task: str, pair: tuple[Scene, Scene], random: np.random.Generator) 
         The question, its answer, and the choices.
     """
     if task == "compare":
-        amount, first_wins = _pick(random, (("more", True), ("fewer", False)))
-        first_has_more = len(pair[0].items) > len(pair[1].items)
-        answer = ORDER[first_has_more is not first_wins]
-        return f"which picture has {amount} objects ?", answer, _CHOICES[task]
-    item, twin = _pick(random, _shared(*pair))
-    answer = YES_NO[item.colour != twin.colour]
-    return f"does the {item.shape} have the same color in both ?", answer, _CHOICES[task]
+        return "which picture has more objects ?", ORDER[len(pair[1].items) > len(pair[0].items)], _CHOICES[task]
+    which = int(random.integers(2))
+    colour, shape = _pick(random, _only(*pair)[which])
+    return f"which picture has a {colour} {shape} ?", ORDER[which], _CHOICES[task]
 
 
 def _round(random: np.random.Generator, tasks: Collection[str]) -> Iterator[Question]:

@@ -51,15 +51,15 @@ class Recipe:
         save_every: Steps between checkpoints.
     """
 
-    vision_steps: int = 1000
-    alignment_steps: int = 250
-    language_steps: int = 2200
+    vision_steps: int = 700
+    alignment_steps: int = 200
+    language_steps: int = 1400
     vision_rate: float = 2e-3
     alignment_rate: float = 3e-3
     language_rate: float = 1e-3
     vision_pictures: int = 24
-    single_lessons: int = 8
-    pair_lessons: int = 3
+    single_lessons: int = 7
+    pair_lessons: int = 5
     tower_rate: float = 0.2
     background: float = 0.1
     detail: float = 0.4
