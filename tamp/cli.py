@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     from tamp.errors import UserError
 
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries, twice each; the end is told below
     transformers.utils.logging.disable_progress_bar()
     try:
         options.run(options)
@@ -108,7 +109,7 @@ def _prune(options: argparse.Namespace) -> None:
     samples = (
         tamp.calibration_set(options.calibration, processor, options.n, options.seed) if recipe.needs_samples else None
     )
-    report = tamp.prune(model, samples, recipe)
+    report = tamp.prune(model, samples, recipe, progress=_bars())
     print(report)
     print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
 
@@ -118,7 +119,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from tamp.evaluation import overall
 
     model, processor = tamp.load(options.model, options.device, options.dtype)
-    scores = tamp.evaluate(model, processor, options.benchmark, options.limit, options.seed)
+    scores = tamp.evaluate(model, processor, options.benchmark, options.limit, options.seed, _bars())
     print(_percent(pd.concat([scores, overall(scores)])).to_string(index=False))
     if options.out:
         scores.to_csv(options.out, index=False)
@@ -143,12 +144,12 @@ def _demo(options: argparse.Namespace) -> None:
     model, processor = tamp.load(options.model, options.device, options.dtype)
     benchmark = evaluation.prepare(processor, "mini-vqa", options.limit)
     samples = tamp.calibration_set("mini-vqa", processor, options.n)
-    scores = {"dense": tamp.evaluate(model, processor, benchmark)}
+    scores = {"dense": tamp.evaluate(model, processor, benchmark, progress=_bars())}
     reports = {}
     for preset in ("wanda", "tamp"):
         pruned = copy.deepcopy(model)
-        reports[preset] = tamp.prune(pruned, samples, tamp.Recipe.preset(preset, sparsity=options.sparsity))
-        scores[preset] = tamp.evaluate(pruned, processor, benchmark)
+        reports[preset] = tamp.prune(pruned, samples, tamp.Recipe.preset(preset, sparsity=options.sparsity), _bars())
+        scores[preset] = tamp.evaluate(pruned, processor, benchmark, progress=_bars())
 
     every = pd.concat(
         {name: pd.concat([table, evaluation.overall(table)]) for name, table in scores.items()}, names=["model"]
@@ -162,13 +163,18 @@ def _demo(options: argparse.Namespace) -> None:
         options.out,
         f"tamp: {options.model} at {options.sparsity:.0%} sparsity",
         [
-            ("Before and after", totals),
+            ("Before and after", totals.round(3)),
             ("Accuracy per task (%)", tasks),
             ("", report.accuracy_figure(scores)),
             *((f"How {name} pruned", made) for name, made in reports.items()),
         ],
     )
     print(f"{time.perf_counter() - start:.0f} s; figures and details: {Path(page).resolve()}")
+
+
+def _bars() -> bool:
+    """Whether to show progress: to a person, not to a log file."""
+    return sys.stderr.isatty()
 
 
 def _percent(scores: pd.DataFrame) -> pd.DataFrame:

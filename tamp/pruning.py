@@ -190,7 +190,7 @@ def das_scores(
                 batch.hidden = hidden
         diverse = 1 - torch.stack(values)  # (rows, linears, terms)
         per_row = diverse.nanmean(-1) * len(pairs)  # the mean over defined terms, times their nominal number
-        scores += [round(score, 6) for score in per_row.double().nanmean(0).tolist()]
+        scores += [max(round(score, 6), 0.0) for score in per_row.double().nanmean(0).tolist()]
     if any(math.isnan(score) for score in scores):
         raise UserError("DAS compares tokens with each other, and no calibration sample has two of them.")
     return scores

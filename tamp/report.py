@@ -95,9 +95,13 @@ class Report:
         for color, (name, rows) in zip(METHODS[1:] * 4, self.table.groupby("linear", sort=False)):
             left.plot(rows["block"], rows["got"] * 100, "o-", ms=4, lw=1, color=color, label=name.split(".")[-1])
         left.set(xlabel="block", ylabel="sparsity (%)", title="sparsity per linear")
-        left.legend(fontsize=7, ncols=2)
+        target = 100 * self.sparsity
+        left.set_ylim(min(left.get_ylim()[0], target - 12), max(left.get_ylim()[1], target + 12))
+        left.axhline(target, color=PALETTE["dense"], ls="dotted", lw=1)
+        left.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         errors = self.table.groupby("block")["error"].first()
         right.plot(errors.index, errors, "o-", ms=4, color=PALETTE["dense"])
+        right.set_ylim(bottom=0)
         right.set(xlabel="block", ylabel="relative error", title="error of the block's output")
         return figure
 
@@ -135,7 +139,7 @@ def write_html(path: str | Path, title: str, parts: list[tuple[str, Any]]) -> Pa
 
 def _content(content: Any) -> str:
     if isinstance(content, pd.DataFrame):
-        return f"<div class=wide>{content.to_html(border=0, float_format='{:.3f}'.format, na_rep='–')}</div>"
+        return f"<div class=wide>{content.to_html(border=0, float_format='{:g}'.format, na_rep='–')}</div>"
     if isinstance(content, Report):
         return f"<pre>{html.escape(str(content))}</pre>{_content(content.figure())}"
     if hasattr(content, "savefig"):
@@ -181,5 +185,5 @@ def accuracy_figure(scores: dict[str, pd.DataFrame]) -> "Figure":
     )
     axis.set_xticks(range(len(chance)), next(iter(scores.values()))["task"])
     axis.set(ylabel="accuracy (%)", ylim=(0, 105))
-    axis.legend(ncols=len(scores) + 1, fontsize=8, loc="lower right")
+    axis.legend(ncols=len(scores) + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     return figure

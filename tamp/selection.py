@@ -138,8 +138,10 @@ def pick(graphs: Sequence[Graph], at_least: int = 0) -> list[Tensor]:
     linears = [len(graph.bound) for graph in graphs]
     sets = torch.arange(sum(linears), device=device)
     length = torch.tensor([size for size, count in zip(lengths, linears) for _ in range(count)], device=device)
-    # The kernels lie end to end without padding: set b's row i starts at origin[b] + i * length[b].
-    kernel = torch.cat([graph.kernel.flatten() for graph in graphs]) if len(graphs) > 1 else graphs[0].kernel.flatten()
+    # The kernels lie end to end without padding: set b's row i starts at origin[b] + i * length[b]. Reading a row of a short
+    # sample as a long one runs into what follows it, zeros at the very end; no picked token ever looks at that.
+    kernels = [graph.kernel.flatten() for graph in graphs]
+    kernel = kernels[0] if len(graphs) == 1 else torch.cat([*kernels, kernels[0].new_zeros(longest)])
     origin = (length**2).cumsum(0) - length**2
     columns = torch.arange(longest, device=device)
     row_sums = stack([graph.kernel.sum(2) for graph in graphs])  # (B, T)
@@ -162,9 +164,7 @@ def pick(graphs: Sequence[Graph], at_least: int = 0) -> list[Tensor]:
         gain.scatter_add_(1, neighbours[sets, index], -lost)
         among += 2 * to_picked[sets, index] + 1
         across += row_sums[sets, index]
-        # Beyond a short sample's end this reads other numbers, which no picked token ever looks at.
-        entries = (origin + index * length)[:, None] + columns  # (B, T)
-        to_picked += kernel[entries.clamp(max=len(kernel) - 1)]
+        to_picked += kernel.take((origin + index * length)[:, None] + columns)  # (B, T)
         discrepancy = whole + among / count**2 - 2 * across / (length * count)  # MMD^2
         done |= ((discrepancy < bound) & (count >= at_least)) | (count >= length)
         if (device.type == "cpu" or count % CHECK_EVERY == 0 or count == longest) and bool(done.all()):

@@ -75,18 +75,21 @@ def export(trainer: Trainer, out: Path, *, final: int = 0) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     model = trainer.finished_model()
-    record = {
-        "seed": trainer.seed,
-        "recipe": dataclasses.asdict(trainer.recipe),
-        "parameters": model.num_parameters(),
-        "seconds": {stage: round(seconds, 1) for stage, seconds in trainer.stage_seconds.items()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
-        "held_out": held_out(model, final) if final else None,
-        "curve": trainer.curve,
-    }
     with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as fresh:
         model.save_pretrained(fresh)
         build_processor().save_pretrained(fresh)
+        # Half precision halves the file, but computing in it is slow on most CPUs: plain loading widens the weights.
+        settings = Path(fresh, "config.json")
+        settings.write_text(settings.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+        record = {
+            "seed": trainer.seed,
+            "recipe": dataclasses.asdict(trainer.recipe),
+            "parameters": model.num_parameters(),
+            "seconds": {stage: round(seconds, 1) for stage, seconds in trainer.stage_seconds.items()},
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
+            "held_out": held_out(model.float(), final) if final else None,
+            "curve": trainer.curve,
+        }
         Path(fresh, "training.json").write_text(json.dumps(record, indent=1) + "\n")
         for file in sorted(Path(fresh).iterdir()):
             file.chmod(0o644)

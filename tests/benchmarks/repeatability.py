@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> dict:
     """Measure, and return what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2, help="the other number of threads")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
     model, processor = tamp.load("mini-llava-next", device="cpu")
@@ -50,13 +51,18 @@ def main(arguments: list[str] | None = None) -> dict:
                     "weights": first.numel(),
                     "same_run_again": int((first ^ masks(recipe, 1, lock_step)).sum()),
                     "picked_one_sample_at_a_time": int((first ^ masks(recipe, 1, 1)).sum()),
-                    "two_threads": int((first ^ masks(recipe, 2, lock_step)).sum()),
+                    "other_threads": int((first ^ masks(recipe, options.threads, lock_step)).sum()),
                 }
             )
     finally:
         torch.set_num_threads(threads_before)
         pruning.LOCK_STEP = lock_step
-    result = {"model": "mini-llava-next", "samples": options.n, "differing_weights": rows}
+    result = {
+        "model": "mini-llava-next",
+        "samples": options.n,
+        "threads": [1, options.threads],
+        "differing_weights": rows,
+    }
     recording.write("repeatability", result, options.out)
     return result
 
