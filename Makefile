@@ -25,8 +25,9 @@ test: $(READY)  ## lint and run every test
 	$(BIN)/ruff check tamp tests
 	$(BIN)/pytest
 
-quality: $(READY)  ## measure every method on fresh questions, into data/results/ (about an hour)
+quality: $(READY)  ## measure every method on fresh questions, into data/results/ (half an hour)
 	$(BIN)/python tests/benchmarks/quality.py
+	$(BIN)/python tests/benchmarks/pages.py
 
 train: $(READY)  ## train the shipped model again, from nothing; go on where it was stopped
 	$(BIN)/python -m tamp.shipped.mini --out data/mini-llava-next

@@ -6,6 +6,7 @@ questions about a picture share the key-value cache of their common prefix.
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ from tamp.errors import UserError
 from tamp.shipped.pictures import Question
 
 COLUMNS = ("task", "n", "accuracy", "low", "high", "choice_accuracy", "nll", "chance")
-TOGETHER = 16  # questions that share one cached prefix: bounds the memory of its copies
+TOGETHER = 16  # questions that share one cached prefix
+CACHED_TOKENS = (
+    2**15
+)  # copies of the prefix times its tokens: bounds the memory of the copied cache, 4 GiB for Llama 3 8B
 
 
 @dataclass
@@ -41,6 +45,21 @@ class Row:
     ids: list[int]
     answer: int
     choice: str
+
+
+@dataclass
+class RowScore:
+    """What the model made of a row.
+
+    Attributes:
+        likelihoods: (answer,) log-probability of each of the answer's tokens, its end token included.
+        greedy: whether each of them has the highest logit.
+        first: for a question's right answer, the log-probability of every choice's first token after the prompt.
+    """
+
+    likelihoods: Tensor
+    greedy: bool
+    first: dict[str, float]
 
 
 @dataclass
@@ -208,48 +227,21 @@ def _decoder_call(model: nn.Module, prefix: dict) -> dict:
 
 def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
     """Run a group's prefix and continuations and read off every question's scores."""
-    device = model.get_input_embeddings().weight.device
-    cache = model.get_decoder()(**call, past_key_values=DynamicCache(config=models.text_config(model))).past_key_values
-    length = cache.get_seq_length()
-    cache.batch_repeat_interleave(len(group.rows))
-    longest = max(len(row.ids) for row in group.rows)
-    # Continuations are padded on the left: their answers end together and only the last logits are needed.
-    pad = torch.tensor([longest - len(row.ids) for row in group.rows], device=device)
-    ids = torch.tensor(
-        [[0] * (longest - len(row.ids)) + row.ids for row in group.rows], device=device
-    )  # (rows, longest)
-    steps = torch.arange(longest, device=device)
-    own = steps >= pad[:, None]
-    mask = torch.cat([torch.ones(len(ids), length, dtype=torch.long, device=device), own.long()], 1)
-    placed = call.get("position_ids")
-    start = length if placed is None else int(placed.max()) + 1
-    positions = (start + steps - pad[:, None]).clamp(min=start)  # (rows, longest)
-    if placed is not None and placed.ndim == 3:  # rotary embeddings with several axes: text moves along all of them
-        positions = positions.expand(len(placed), -1, -1)
-    keep = max(row.answer for row in group.rows) + 1
-    logits = model(
-        inputs_embeds=model.get_input_embeddings()(ids),
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=keep,
-    ).logits.float()[:, :-1]  # (rows, keep - 1, V)
-    likelihood = logits.log_softmax(-1)
-    targets = ids[:, -(keep - 1) :]
-    taken = likelihood.gather(2, targets[..., None])[..., 0].cpu()  # (rows, keep - 1)
-    greedy = (logits.argmax(-1) == targets).cpu()
+    decoder, fresh = model.get_decoder(), DynamicCache(config=models.text_config(model))
+    cache = decoder(**call, past_key_values=fresh).past_key_values
+    together = max(1, CACHED_TOKENS // cache.get_seq_length())
+    rows: list[RowScore] = []
+    for start in range(0, len(group.rows), together):
+        rows += _score_rows(model, group, group.rows[start : start + together], call, copy.deepcopy(cache))
     records = []
     for number, question in enumerate(group.questions):
-        mine = [i for i, row in enumerate(group.rows) if row.question == number]
-        right = next(i for i in mine if group.rows[i].choice == question.answer)
-        size = group.rows[right].answer
-        singles = likelihood[right, -size]  # (V,), what follows the prompt
-        scores = {choice: singles[identifier].item() for choice, identifier in group.first_token[number].items()}
-        scores |= {
-            group.rows[i].choice: taken[i, -group.rows[i].answer : -1].sum().item()
-            for i in mine
-            if group.rows[i].answer > 2 and group.rows[i].choice in scores
+        mine = {row.choice: scored for row, scored in zip(group.rows, rows) if row.question == number}
+        right = mine[question.answer]
+        # Without its end token a choice of one token needs no row of its own: the prompt's next token tells.
+        scores = right.first | {
+            choice: scored.likelihoods[:-1].sum().item()
+            for choice, scored in mine.items()
+            if choice in right.first and len(scored.likelihoods) > 2
         }
         choice = max(scores, key=scores.get) if scores else ""
         records.append(
@@ -257,14 +249,60 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
                 "task": question.task,
                 "question": question.text,
                 "answer": question.answer,
-                "correct": bool(greedy[right, -size:].all()),
+                "correct": right.greedy,
                 "choice": choice,
                 "choice_correct": float(choice == question.answer) if scores else math.nan,
-                "nll": -taken[right, -size:].mean().item(),
+                "nll": -right.likelihoods.mean().item(),
                 "chance": 1 / len(scores) if scores else math.nan,
             }
         )
     return records
+
+
+def _score_rows(model: nn.Module, group: Group, rows: list[Row], call: dict, cache: DynamicCache) -> list[RowScore]:
+    """Run continuations of one cached prefix as a batch.
+
+    Continuations are padded on the left: their answers end together, and only the last logits are needed.
+    """
+    device = model.get_input_embeddings().weight.device
+    length = cache.get_seq_length()
+    cache.batch_repeat_interleave(len(rows))
+    longest = max(len(row.ids) for row in rows)
+    pad = torch.tensor([longest - len(row.ids) for row in rows], device=device)
+    ids = torch.tensor([[0] * (longest - len(row.ids)) + row.ids for row in rows], device=device)  # (rows, longest)
+    steps = torch.arange(longest, device=device)
+    mask = torch.cat([torch.ones(len(ids), length, device=device), steps >= pad[:, None]], 1).long()
+    placed = call.get("position_ids")
+    start = length if placed is None else int(placed.max()) + 1
+    positions = (start + steps - pad[:, None]).clamp(min=start)  # (rows, longest)
+    if placed is not None and placed.ndim == 3:  # rotary embeddings with several axes: text moves along all of them
+        positions = positions.expand(len(placed), -1, -1)
+    last = max(row.answer for row in rows)
+    logits = model(
+        inputs_embeds=model.get_input_embeddings()(ids),
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last + 1,
+    ).logits.float()[:, :-1]  # (rows, last, V)
+    likelihood = logits.log_softmax(-1)
+    targets = ids[:, -last:]
+    taken = likelihood.gather(2, targets[..., None])[..., 0].cpu()  # (rows, last)
+    greedy = (logits.argmax(-1) == targets).cpu()
+    return [
+        RowScore(
+            likelihoods=taken[number, -row.answer :],
+            greedy=bool(greedy[number, -row.answer :].all()),
+            first={
+                choice: likelihood[number, -row.answer, identifier].item()
+                for choice, identifier in group.first_token[row.question].items()
+            }
+            if row.choice == group.questions[row.question].answer
+            else {},
+        )
+        for number, row in enumerate(rows)
+    ]
 
 
 def evaluate(

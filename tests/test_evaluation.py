@@ -58,6 +58,13 @@ def test_a_prepared_benchmark_gives_the_same_scores_again_and_for_a_pruned_model
     assert (again["nll"] > first["nll"]).any()
 
 
+def test_splitting_the_rows_to_bound_memory_changes_nothing(shipped, monkeypatch):
+    asked = pictures.questions(20, seed=6)
+    whole = evaluation.answers(*shipped, asked, progress=False)
+    monkeypatch.setattr(evaluation, "CACHED_TOKENS", 200)  # one or two rows at a time
+    pd.testing.assert_frame_equal(whole, evaluation.answers(*shipped, asked, progress=False), atol=1e-4)
+
+
 def test_the_table_has_the_promised_columns_and_a_row_per_task(shipped):
     scores = tamp.evaluate(*shipped, "mini-vqa", limit=200, progress=False)
     assert list(scores.columns) == list(evaluation.COLUMNS)

@@ -3,14 +3,13 @@
     python tests/benchmarks/quality.py [--limit 1000] [--n 64] [--share 0/2]
 
 Finished cells are not run again, so the command can be stopped and given again; ``--share i/k`` does every k-th cell, for k
-processes side by side. When every cell is there, the table in README.md and the figure are written from the recorded file.
+processes side by side. `tests/benchmarks/pages.py` writes table and figure of what was recorded.
 """
 
 import argparse
 import copy
 import fcntl
 import json
-import re
 
 import numpy as np
 import pandas as pd
@@ -19,14 +18,12 @@ import torch
 
 import tamp
 from tamp import evaluation
-from tamp.report import METHODS
 
 METHOD_NAMES = ("magnitude", "wanda", "sparsegpt", "text", "das", "amia", "tamp")
 SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 SEEDS = (0, 1, 2)
 EVALUATION_SEED = 7
 NAME = "mini_quality"
-MARKS = re.compile(r"(<!-- quality -->\n).*?(\n<!-- end -->)", re.S)
 
 
 def pack(correct: pd.Series) -> str:
@@ -93,31 +90,6 @@ def interval(cells: list[dict], base: list[dict] | None = None, draws: int = 200
     return 100 * (right.mean() - minus.mean()), 100 * low, 100 * high
 
 
-def table(recorded: dict) -> str:
-    """Write the README's table."""
-    cells = recorded["cells"]
-    dense = next(cell for cell in cells if cell["method"] == "dense")
-    lines = [
-        "| accuracy % (answer NLL) | " + " | ".join(f"{100 * s:.0f} %" for s in SPARSITIES) + " |",
-        "|---|" + "---|" * len(SPARSITIES),
-    ]
-    for method in METHOD_NAMES:
-        row = []
-        for sparsity in SPARSITIES:
-            mine = [cell for cell in cells if cell["method"] == method and cell["sparsity"] == sparsity]
-            mean, low, high = interval(mine)
-            nll = sum(cell["nll"] for cell in mine) / len(mine)
-            row.append(f"{mean:.1f} [{low:.1f}, {high:.1f}] ({nll:.2f})")
-        lines.append(f"| `{method}` | " + " | ".join(row) + " |")
-    low, high = evaluation.wilson(dense["accuracy"], dense["n"])
-    note = (
-        f"Dense: {100 * dense['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({dense['nll']:.2f}). "
-        f"{dense['n']:,} fresh questions, {recorded['calibration_samples']} calibration samples, "
-        f"{len(SEEDS)} calibration seeds; in brackets 95 % intervals, bootstrapped over questions and seeds."
-    )
-    return "\n".join([*lines, "", note])
-
-
 def differences(recorded: dict, to: str = "wanda") -> pd.DataFrame:
     """Compare every method with one of them on the same questions: difference in accuracy points, with its interval."""
 
@@ -140,39 +112,6 @@ def differences(recorded: dict, to: str = "wanda") -> pd.DataFrame:
         if method != to
     ]
     return pd.DataFrame(rows)
-
-
-def draw(recorded: dict, path) -> None:
-    """Draw accuracy and answer likelihood against sparsity."""
-    from matplotlib.figure import Figure
-
-    cells = recorded["cells"]
-    dense = next(cell for cell in cells if cell["method"] == "dense")
-    figure = Figure(figsize=(9, 3.4), layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2)
-    x = [100 * sparsity for sparsity in SPARSITIES]
-    for number, (method, color) in enumerate(zip(METHOD_NAMES, METHODS)):
-        mine = [[cell for cell in cells if cell["method"] == method and cell["sparsity"] == s] for s in SPARSITIES]
-        bounds = np.array([interval(some) for some in mine])
-        style = {"color": color, "lw": 2.4 if method == "tamp" else 1.3, "marker": "osD^v<>"[number], "ms": 4}
-        left.plot(x, bounds[:, 0], label=method, **style)
-        left.fill_between(x, bounds[:, 1], bounds[:, 2], color=color, alpha=0.13, lw=0)
-        right.plot(x, [np.mean([cell["nll"] for cell in some]) for some in mine], label=method, **style)
-    left.axhline(100 * dense["accuracy"], color="#4d4d4d", ls="dotted", lw=1.2)
-    left.text(x[0], 100 * dense["accuracy"] + 1, "dense", fontsize=8, color="#4d4d4d")
-    left.set(xlabel="sparsity (%)", ylabel="accuracy (%)", ylim=(0, 102), xticks=x)
-    right.axhline(dense["nll"], color="#4d4d4d", ls="dotted", lw=1.2)
-    right.set(xlabel="sparsity (%)", ylabel="answer NLL (nats per token)", yscale="log", xticks=x)
-    left.legend(fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=150)
-
-
-def publish(recorded: dict, folder) -> None:
-    """Write table and figure from the recorded file."""
-    page = recording.ROOT / "README.md"
-    text = page.read_text()
-    page.write_text(MARKS.sub(lambda match: match[1] + table(recorded) + match[2], text))
-    draw(recorded, folder / f"{NAME}.png")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -221,7 +160,6 @@ def main(arguments: list[str] | None = None) -> None:
         recorded["cells"].sort(key=lambda cell: wanted.index(key(cell)))
         recorded["differences_to_wanda"] = differences(recorded).to_dict("records")
         recording.write(NAME, {name: value for name, value in recorded.items() if name != "made_with"}, options.out)
-        publish(recorded, options.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -32,6 +33,20 @@ def surroundings() -> dict:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return {**versions(), "device": device, "threads": torch.get_num_threads(), "commit": commit.stdout.strip()}
+
+
+def filled(text: str, mark: str, content: str) -> str:
+    """Put generated content between ``<!-- mark -->`` and ``<!-- end -->`` of a page.
+
+    Raises:
+        ValueError: if the page has no such place.
+    """
+    made, places = re.subn(
+        rf"(<!-- {mark} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{content}\n{m[2]}", text, count=1, flags=re.S
+    )
+    if not places:
+        raise ValueError(f"the page has no place for {mark}")
+    return made
 
 
 def seconds(call: Callable[[], object]) -> float:
