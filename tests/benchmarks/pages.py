@@ -142,11 +142,11 @@ def cost_table(pruning: dict, selection: dict) -> str:
     for name, ratio in pruning["over_wanda"].items():
         lines.append(f"| `{name}` | {ratio:.2f} | {pruning['over_forward'][name]:.2f} |")
     note = (
-        f"{pruning['samples']} samples on `mini-llava-next`, medians of {pruning['rounds']} rounds side by side on one core. "
-        f"AMIA's selection at {selection['tokens']:,} tokens of width {selection['width']:,} takes "
+        f"{pruning['samples']} samples on `mini-llava-next`, medians of {pruning['rounds']} rounds side by side on one "
+        f"core. AMIA's selection at {selection['tokens']:,} tokens of width {selection['width']:,} takes "
         f"{selection['amia_over_floor']:.2f} times its floor (normalise, one `u @ u.T`, one `topk`, one `exp`). Forced to "
-        f"pick {selection['picked']['forced']} tokens, its loop is {selection['released_over_picking']:.0f} times as fast as "
-        "the loop of the released code, which picks the same; with the floor counted on both sides, "
+        f"pick {selection['picked']['forced']} tokens, its loop is {selection['released_over_picking']:.0f} times as "
+        "fast as the loop of the released code, which picks the same; with the floor counted on both sides, "
         f"{selection['released_over_whole']:.0f} times."
     )
     return "\n".join([*lines, "", note])
