@@ -108,34 +108,37 @@ def _enter(model: nn.Module, batch: dict, stack: list[nn.Module], stop_at_first:
     Returns:
         (what enters block 0 (B, T, d), the keyword arguments of every block that was called).
     """
-    inputs: list[Tensor] = []
     kwargs: list[dict] = []
-    outputs: list[Tensor] = []
+    entered: Tensor | None = None  # what entered block 0
+    left: Tensor | None = None  # what the last block gave
 
     def before(block, args, call):
+        nonlocal entered
         call = dict(call)
-        inputs.append(args[0] if args else call.pop("hidden_states"))
+        hidden = args[0] if args else call.pop("hidden_states")
         if len(args) > 1:
             raise UserError(f"{type(block).__name__} takes positional arguments besides the hidden states.")
-        if outputs and inputs[-1] is not outputs[-1] and not torch.equal(outputs[-1], inputs[-1]):
+        if left is not None and hidden is not left and not torch.equal(hidden, left):
             raise UserError(
-                f"{type(model).__name__} changes the hidden states between its blocks (before block {len(outputs)}), "
+                f"{type(model).__name__} changes the hidden states between its blocks (before block {len(kwargs)}), "
                 "so they cannot be replayed one by one."
             )
+        entered = hidden if entered is None else entered
         kwargs.append(call)
         if stop_at_first:
             raise Done
 
     def after(block, args, result):
-        outputs.append(result[0] if isinstance(result, tuple) else result)
-        if len(outputs) == len(stack):
+        nonlocal left
+        left = result[0] if isinstance(result, tuple) else result
+        if len(kwargs) == len(stack):
             raise Done
 
     handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in stack]
     handles += [block.register_forward_hook(after) for block in stack]
     with hooks(*handles), contextlib.suppress(Done):
         model(**batch, use_cache=False)
-    return inputs[0], kwargs
+    return entered, kwargs
 
 
 def _same(left: dict, right: dict) -> bool:
