@@ -12,11 +12,13 @@ import transformers
 from torch import Tensor, nn
 
 from tamp.errors import UserError, unknown
+from tamp.shipped import smollm2
 
 VISUAL, AUDIO, TEXT, PADDING = 0, 1, 2, -1
 MODALITY_NAMES = {VISUAL: "visual", AUDIO: "audio", TEXT: "text"}
 PLACEHOLDERS = {"image": VISUAL, "video": VISUAL, "audio": AUDIO}
 SHIPPED = ("mini-llava-next",)
+FETCHED = {smollm2.NAME: smollm2.folder}  # name: makes its folder, once
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,9 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     """Load a model and its processor.
 
     Args:
-        name_or_path: a shipped name (``"mini-llava-next"``), a local folder, or a hub id such as
-            ``"llava-hf/llama3-llava-next-8b-hf"``. Only safetensors are read and no remote code is run.
+        name_or_path: a shipped name (``"mini-llava-next"``), one that is fetched once (``"smollm2-135m-instruct"``, see
+            :mod:`tamp.shipped.smollm2`), a local folder, or a hub id such as ``"llava-hf/llama3-llava-next-8b-hf"``. Only
+            safetensors are read and no remote code is run.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ...
         dtype: ``"auto"`` (as stored; float32 instead of float16 on a CPU), ``"float32"``, ``"bfloat16"``, ``"float16"``.
 
@@ -47,7 +50,8 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     """
     name = str(name_or_path)
     device = resolve_device(device)
-    folder = data_folder() / name if name in SHIPPED else Path(name)
+    known = (*SHIPPED, *FETCHED)
+    folder = data_folder() / name if name in SHIPPED else FETCHED[name]() if name in FETCHED else Path(name)
     if folder.is_dir():
         source = str(folder)
         if not (folder / "config.json").is_file():
@@ -55,7 +59,7 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     elif name in SHIPPED:
         raise UserError(f"The files of {name!r} are missing from {data_folder()}: install tamp from its repository.")
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise unknown("model", name, SHIPPED, "A local folder or a hub id such as 'owner/model' works too.")
+        raise unknown("model", name, known, "A local folder or a hub id such as 'owner/model' works too.")
     else:
         source = name
 
@@ -78,7 +82,7 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         if source == name and not folder.is_dir():
             raise UserError(
                 f"Could not fetch {name!r} from the model hub: {first} Check the spelling and the network, "
-                f"or give a local folder. Shipped: {', '.join(SHIPPED)}."
+                f"or give a local folder. Known by name: {', '.join(known)}."
             ) from error
         raise UserError(f"Could not load {name!r}: {first}") from error
     if dtype == "auto" and device.type == "cpu" and model.dtype == torch.float16:
