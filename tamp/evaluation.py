@@ -305,6 +305,35 @@ def _score_rows(model: nn.Module, group: Group, rows: list[Row], call: dict, cac
     ]
 
 
+@torch.no_grad()
+def perplexity(model: nn.Module, tokenizer, text: str, window: int = 512, progress: bool = True) -> float:
+    """Measure the perplexity of a text, cut into windows that the model sees one by one.
+
+    Args:
+        model: a language model, or a multimodal one, which then sees text only.
+        tokenizer: its tokenizer, or a processor that has one.
+        text: the text; its last, shorter window is left out.
+        window: tokens per window, each but the first of them predicted.
+
+    Returns:
+        ``exp`` of the mean negative log-likelihood per token, nats.
+
+    Raises:
+        UserError: if the text is shorter than one window.
+    """
+    ids = _tokens(getattr(tokenizer, "tokenizer", tokenizer), text)
+    windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
+    if not windows:
+        raise UserError(f"The text has {len(ids)} tokens, fewer than one window of {window}.")
+    device = model.get_input_embeddings().weight.device
+    total = 0.0
+    for part in calibration.steps(windows, "perplexity", progress):
+        tokens = torch.tensor([part], device=device)
+        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+        total += nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()
+    return math.exp(total / (len(windows) * (window - 1)))
+
+
 def evaluate(
     model: nn.Module,
     processor,

@@ -9,8 +9,10 @@ import full_scale
 import pruning_speed
 import pytest
 import quality
+import real_lm
 import repeatability
 import selection_speed
+import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,6 +82,32 @@ def test_the_quality_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert {row["method"] for row in made["differences_to_wanda"]} == {"magnitude"}
     mean, low, high = quality.interval(made["cells"][2:])
     assert low <= mean <= high
+
+
+def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path, processor, monkeypatch):
+    arguments = [
+        "--sparsities",
+        "0.5",
+        "--n",
+        "2",
+        "--window",
+        "16",
+        "--windows",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+
+    def load(*ignored, **settings):
+        return tiny.build("llama")[0], processor.tokenizer
+
+    first = real_lm.main(arguments, load)
+    assert [cell["method"] for cell in first["cells"]] == ["dense", *real_lm.METHODS]
+    assert all(cell["documentation"] > 1 and cell["licence"] > 1 for cell in first["cells"])
+    monkeypatch.setattr(real_lm.tamp, "prune", lambda *a, **k: pytest.fail("a finished cell was run again"))
+    assert real_lm.main(arguments, load) == first
 
 
 def test_the_recorded_grid_is_complete():

@@ -138,3 +138,16 @@ def test_no_questions_are_refused(shipped, limit):
 def test_an_unknown_benchmark_names_what_exists(shipped):
     with pytest.raises(UserError, match=r"no benchmark 'minivqa'. Did you mean 'mini-vqa'\?"):
         tamp.evaluate(*shipped, "minivqa")
+
+
+def test_perplexity_is_that_of_the_mean_likelihood(shipped):
+    model, processor = shipped
+    text = "where is the circle ? answer : top-left what color is the ring ? answer : red " * 3
+    ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
+    half = ids.shape[1] // 2
+    with torch.no_grad():
+        losses = [model(input_ids=part, labels=part).loss.item() for part in ids[:, : 2 * half].split(half, 1)]
+    found = evaluation.perplexity(model, processor, text, window=half, progress=False)
+    assert found == pytest.approx(math.exp(sum(losses) / 2), rel=1e-5)
+    with pytest.raises(UserError, match="fewer than one window of 500"):
+        evaluation.perplexity(model, processor, text, window=500)

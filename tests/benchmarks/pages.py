@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import quality
+import real_lm
 import recording
 from matplotlib.figure import Figure
 
@@ -136,6 +137,32 @@ def control_table(recorded: dict) -> str:
     return "\n".join([head, "|---|" + "---|" * len(levels), *lines])
 
 
+def real_table(recorded: dict) -> str:
+    """Write the perplexities of the real language model, documentation / licence, of the levels that are complete."""
+    cells = {
+        (cell["method"], cell["sparsity"]): f"{cell['documentation']:,.1f} / {cell['licence']:,.1f}"
+        for cell in recorded["cells"]
+    }
+    levels = [
+        level
+        for level in dict.fromkeys(cell["sparsity"] for cell in recorded["cells"])
+        if all((method, level) in cells for method in real_lm.METHODS)
+    ]
+    lines = [
+        "| perplexity | " + " | ".join(f"{100 * level:.0f} %" for level in levels) + " |",
+        "|---|" + "---|" * len(levels),
+    ]
+    lines += [
+        f"| `{method}` | " + " | ".join(cells[method, level] for level in levels) + " |" for method in real_lm.METHODS
+    ]
+    note = (
+        f"Dense: {cells['dense', 0.0]}. Calibrated on {recorded['samples']} windows of {recorded['window']} tokens of "
+        f"Python's documentation, measured on {recorded['windows']} windows each of other documentation / of Python's "
+        "licence; one run."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def cost_table(pruning: dict, selection: dict) -> str:
     """Write what pruning and selecting cost."""
     lines = ["| | in units of Wanda | of one forward pass |", "|---|---|---|"]
@@ -157,6 +184,7 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     for mark, content in (
         ("quality", quality_table(read("mini_quality"))),
         ("control", control_table(read("das_control"))),
+        ("real", real_table(read("smollm2_text"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
     ):
         readme = recording.filled(readme, mark, content)
