@@ -4,12 +4,10 @@ The rule is ECoFLaP's (arXiv 2310.02998), which the paper inherits: every linear
 rest of the budget is shared in proportion to the scores. Counts are whole numbers throughout.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from tamp import masks
 
@@ -134,7 +132,3 @@ class Plan:
     def sparsity(self) -> float:
         """Share of all weights dropped."""
         return sum(self.drops) / sum(self.sizes)
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")

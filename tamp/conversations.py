@@ -46,7 +46,8 @@ def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128
             raise UserError("The calibration set is empty.")
         return samples
     if source in SETS:
-        records = [_messages(question) for question in pictures.questions(n, seed=seed, stream="calibration")]
+        asked = pictures.questions(n, seed=seed, stream="calibration")
+        records = [dialogue(question.text, question.answer, question.images) for question in asked]
     else:
         made = read(source)
         order = np.random.default_rng([zlib.crc32(b"calibration"), seed]).permutation(len(made))[:n]
@@ -185,10 +186,6 @@ def dialogue(question: str, answer: str | None, images: Sequence[Image.Image]) -
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return messages
-
-
-def _messages(question: Question) -> list[dict[str, Any]]:
-    return dialogue(question.text, question.answer, question.images)
 
 
 def _paths(record: dict[str, Any]) -> list:

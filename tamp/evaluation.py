@@ -9,7 +9,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -25,9 +25,7 @@ from tamp.shipped.pictures import Question
 
 COLUMNS = ("task", "n", "accuracy", "low", "high", "choice_accuracy", "nll", "chance")
 TOGETHER = 16  # questions that share one cached prefix
-CACHED_TOKENS = (
-    2**15
-)  # copies of the prefix times its tokens: bounds the memory of the copied cache, 4 GiB for Llama 3 8B
+CACHED_TOKENS = 2**15  # copies of a prefix times its tokens: bounds the copied cache, 4 GiB for Llama 3 8B
 
 
 @dataclass
@@ -89,8 +87,7 @@ class Benchmark:
     of one model.
     """
 
-    name: str
-    groups: list[Group] = field(default_factory=list)
+    groups: list[Group]
 
 
 def prepare(
@@ -105,14 +102,13 @@ def prepare(
         seed: of the questions of a shipped set.
     """
     if isinstance(benchmark, str | Path):
-        made, name = conversations.questions(benchmark, limit, seed), str(benchmark)
+        made = conversations.questions(benchmark, limit, seed)
     else:
-        made, name = list(benchmark)[:limit], "questions"
+        made = list(benchmark)[:limit]
     if not made:
         raise UserError("There are no questions to evaluate.")
     same = [list(questions) for _, questions in groupby(made, key=lambda question: id(question.images))]
     return Benchmark(
-        name,
         [
             _group(processor, questions[start : start + TOGETHER])
             for questions in same
@@ -142,10 +138,9 @@ def _group(processor, questions: list[Question]) -> Group:
             return head + _tokens(tokenizer, text[cut:])
         return conversations.encode(processor, text, images)["input_ids"][0].tolist()
 
-    rows, first_token, starts = [], [], []
+    rows, first_token = [], []
     for number, (question, prompt) in enumerate(zip(questions, prompts)):
         start = first if number == 0 else ids_of(prompt)
-        starts.append(start)
         answers = {}
         for choice in dict.fromkeys((question.answer, *question.choices)):
             full = conversations.render(processor, conversations.dialogue(question.text, choice, images))

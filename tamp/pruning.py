@@ -6,6 +6,7 @@ next block.
 """
 
 import contextlib
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -60,9 +61,8 @@ def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, prog
             if recipe.plans:
                 with watch("allocate"):
                     scores = das_scores(stack, captured[: recipe.allocation_samples], recipe, progress)
-            plan = make_plan(
-                {name: linear.weight.numel() for name, linear in linears.items()}, len(stack), scores, recipe
-            )
+            sizes = {name: linear.weight.numel() for name, linear in linears.items()}
+            plan = make_plan(sizes, [len(models.linears(block)) for block in stack], scores, recipe)
             drops = iter(plan.drops)
             rows = []
             for position, block in enumerate(calibration.steps(stack, "prune", progress)):
@@ -196,12 +196,14 @@ def das_scores(
     return scores
 
 
-def make_plan(sizes: dict[str, int], depth: int, scores: list[float] | None, recipe: Recipe) -> allocation.Plan:
+def make_plan(
+    sizes: dict[str, int], per_block: list[int], scores: list[float] | None, recipe: Recipe
+) -> allocation.Plan:
     """Turn scores into weights to drop per linear.
 
     Args:
         sizes: weights per linear, in the order of the blocks.
-        depth: number of blocks.
+        per_block: number of linears in every block; blocks may differ.
         scores: one per linear, or None for the same share everywhere.
         recipe: target, cap and granularity.
     """
@@ -212,10 +214,10 @@ def make_plan(sizes: dict[str, int], depth: int, scores: list[float] | None, rec
     elif recipe.das_granularity == "linear":
         drops = allocation.allocate(scores, counts, recipe.sparsity, cap)
     else:
-        each = len(counts) // depth
-        grouped = [range(start, start + each) for start in range(0, len(counts), each)]
+        ends = itertools.accumulate(per_block)
+        grouped = [range(end - each, end) for end, each in zip(ends, per_block)]
         totals = [sum(counts[i] for i in group) for group in grouped]
-        means = [sum(scores[i] for i in group) / each for group in grouped]
+        means = [sum(scores[i] for i in group) / len(group) for group in grouped]
         drops = []
         for group, drop in zip(grouped, allocation.allocate(means, totals, recipe.sparsity, cap)):
             drops += allocation.spread([counts[i] for i in group], drop)

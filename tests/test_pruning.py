@@ -178,6 +178,16 @@ def test_block_granularity_gives_the_linears_of_a_block_one_sparsity():
     assert report.sparsity == 0.5
 
 
+def test_blocks_with_different_numbers_of_linears_are_pooled_as_they_are():
+    sizes = dict.fromkeys(("0.a", "1.a", "1.b", "1.c", "2.a"), 100)
+    recipe = Recipe(sparsity=0.5, das_granularity="block")
+    plan = pruning.make_plan(sizes, [1, 3, 1], [1.0, 2.0, 3.0, 4.0, 1.0], recipe)
+    first, *middle, last = plan.drops
+    assert max(middle) - min(middle) <= 1
+    assert abs(first - last) <= 1
+    assert sum(plan.drops) == 250
+
+
 def test_higher_diversity_keeps_more_and_the_cap_holds():
     _, report = run(allocation="das", tokens="all", sparsity=0.5, das_cap=0.05)
     table = report.table

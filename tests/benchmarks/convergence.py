@@ -35,13 +35,14 @@ def main(arguments: list[str] | None = None) -> dict:
         for i, block in enumerate(stack)
         for name, linear in models.linears(block).items()
     }
+    per_block = [len(models.linears(block)) for block in stack]
     recipe = tamp.Recipe.preset("das", sparsity=0.6)
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= options.n]
 
     def plan(captured: list) -> list[int]:
         with torch.no_grad():
             scores = pruning.das_scores(stack, captured, recipe, progress=False)
-        return list(pruning.make_plan(sizes, len(stack), scores, recipe).drops)
+        return list(pruning.make_plan(sizes, per_block, scores, recipe).drops)
 
     every = plan(calibration.capture(model, tamp.calibration_set("mini-vqa", processor, options.n, seed=1000), False))
     curve = []
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict:
         curve.append(
             {"samples": n, "distance_mean": round(sum(apart) / len(apart), 5), "distance_max": round(max(apart), 5)}
         )
-    uniform = pruning.make_plan(sizes, len(stack), None, recipe).drops
+    uniform = pruning.make_plan(sizes, per_block, None, recipe).drops
     result = {
         "model": "mini-llava-next",
         "sparsity": 0.6,
