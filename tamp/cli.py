@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+DEMO = {"smol-llava-next": (0.5, 300, 16), "mini-llava-next": (0.7, 1000, 64)}
+"""Model to the demo's sparsity, questions and calibration samples."""
+DEMO_METHODS = ("magnitude", "wanda", "tamp")
 DEBUG_HINT = "Run again with --debug to see where."
 
 
@@ -65,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--tokens", help="all, text or amia, instead of the preset's")
     prune.add_argument("--criterion", help="magnitude, wanda or sparsegpt, instead of the preset's")
     prune.add_argument(
-        "--calibration", default="mini-vqa", help="a shipped set, a file or a datasets folder (default: mini-vqa)"
+        "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"
     )
     prune.add_argument("--n", type=int, default=128, help="calibration samples (default: 128)")
     prune.add_argument("--seed", type=int, default=42, help="of the calibration samples (default: 42)")
@@ -75,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "evaluate a model on a benchmark")
     evaluate.add_argument("model", help="a shipped name, a folder or a hub id")
-    evaluate.add_argument("--benchmark", default="mini-vqa", help="a shipped benchmark or a file of questions")
+    evaluate.add_argument(
+        "--benchmark", help="a shipped benchmark or a file of questions (default: the set of a shipped model)"
+    )
     evaluate.add_argument("--limit", type=int, help="how many questions")
     evaluate.add_argument("--seed", type=int, default=0, help="of a shipped benchmark's questions (default: 0)")
     evaluate.add_argument("--out", help="also write the table as CSV")
@@ -84,11 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a saved folder against its manifest")
     verify.add_argument("folder")
 
-    demo = command("demo", _demo, "prune a shipped model with Wanda and TAMP, evaluate before and after, write a page")
-    demo.add_argument("--model", default="mini-llava-next", help="a shipped model")
-    demo.add_argument("--sparsity", type=float, default=0.6)
-    demo.add_argument("--limit", type=int, default=1000, help="questions (default: 1000)")
-    demo.add_argument("--n", type=int, default=64, help="calibration samples (default: 64)")
+    demo = command("demo", _demo, "prune a model that tamp knows by name, evaluate before and after, write a page")
+    demo.add_argument("--model", default="smol-llava-next", choices=DEMO, help="default: smol-llava-next")
+    demo.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5, the mini model 0.7)")
+    demo.add_argument("--limit", type=int, help="questions (default: 300, the mini model 1000)")
+    demo.add_argument("--n", type=int, help="calibration samples (default: 16, the mini model 64)")
     demo.add_argument("--out", default="demo.html", help="page to write")
     shared(demo)
     return parser
@@ -96,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prune(options: argparse.Namespace) -> None:
     import tamp
+    from tamp import conversations
     from tamp.checkpoint import check_free
 
     changes = {
@@ -105,10 +111,9 @@ def _prune(options: argparse.Namespace) -> None:
     }
     recipe = tamp.Recipe.preset(options.preset, **changes)
     check_free(options.out, options.overwrite)  # before the work, not after it
+    source = conversations.own_set(options.model, options.calibration, "--calibration") if recipe.needs_samples else ""
     model, processor = tamp.load(options.model, options.device, options.dtype)
-    samples = (
-        tamp.calibration_set(options.calibration, processor, options.n, options.seed) if recipe.needs_samples else None
-    )
+    samples = tamp.calibration_set(source, processor, options.n, options.seed) if recipe.needs_samples else None
     report = tamp.prune(model, samples, recipe, progress=_bars())
     print(report)
     print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
@@ -116,11 +121,12 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     import tamp
-    from tamp.evaluation import overall
+    from tamp import conversations, evaluation
 
+    benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
     model, processor = tamp.load(options.model, options.device, options.dtype)
-    scores = tamp.evaluate(model, processor, options.benchmark, options.limit, options.seed, _bars())
-    print(_percent(pd.concat([scores, overall(scores)])).to_string(index=False))
+    scores = tamp.evaluate(model, processor, benchmark, options.limit, options.seed, _bars())
+    print(_percent(pd.concat([scores, evaluation.overall(scores)])).to_string(index=False))
     if options.out:
         scores.to_csv(options.out, index=False)
 
@@ -138,17 +144,23 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     import tamp
-    from tamp import evaluation, report
+    from tamp import conversations, evaluation, report
 
     start = time.perf_counter()
+    sparsity, limit, n = (
+        usual if given is None else given
+        for given, usual in zip((options.sparsity, options.limit, options.n), DEMO[options.model])
+    )
+    recipes = {preset: tamp.Recipe.preset(preset, sparsity=sparsity) for preset in DEMO_METHODS}
     model, processor = tamp.load(options.model, options.device, options.dtype)
-    benchmark = evaluation.prepare(processor, "mini-vqa", options.limit)
-    samples = tamp.calibration_set("mini-vqa", processor, options.n)
+    source = conversations.OWN_SETS[options.model]
+    benchmark = evaluation.prepare(processor, source, limit)
+    samples = tamp.calibration_set(source, processor, n)
     scores = {"dense": tamp.evaluate(model, processor, benchmark, progress=_bars())}
     reports = {}
-    for preset in ("wanda", "tamp"):
+    for preset, recipe in recipes.items():
         pruned = copy.deepcopy(model)
-        reports[preset] = tamp.prune(pruned, samples, tamp.Recipe.preset(preset, sparsity=options.sparsity), _bars())
+        reports[preset] = tamp.prune(pruned, samples, recipe, _bars())
         scores[preset] = tamp.evaluate(pruned, processor, benchmark, progress=_bars())
 
     every = pd.concat(
@@ -156,12 +168,12 @@ def _demo(options: argparse.Namespace) -> None:
     )
     every = _percent(every.reset_index("model"))
     totals = every[every["task"] == "all"].drop(columns="task").set_index("model")
-    totals.insert(0, "sparsity", [0.0, *(100 * reports[name].sparsity for name in ("wanda", "tamp"))])
+    totals.insert(0, "sparsity", [0.0, *(100 * reports[name].sparsity for name in DEMO_METHODS)])
     tasks = every.pivot(index="task", columns="model", values="accuracy")[list(scores)].reindex(scores["dense"]["task"])
     print(totals.round(2).to_string())
     page = report.write_html(
         options.out,
-        f"tamp: {options.model} at {options.sparsity:.0%} sparsity",
+        f"tamp: {options.model} at {sparsity:.0%} sparsity",
         [
             ("Before and after", totals.round(3)),
             ("Accuracy per task (%)", tasks),

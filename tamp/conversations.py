@@ -11,11 +11,15 @@ import numpy as np
 from PIL import Image
 
 from tamp.errors import UserError, unknown
-from tamp.shipped import pictures
+from tamp.shipped import facts, pictures
 from tamp.shipped.pictures import Question
 
-SETS = ("mini-vqa",)
-"""Shipped sets: any number of fresh questions from a seed."""
+SETS = (*pictures.SIZES, "facts")
+"""Shipped sets, any number of fresh questions from a seed: about pictures in the words of the mini model, about larger
+pictures in plain English, and about facts, without pictures."""
+
+OWN_SETS = {"mini-llava-next": "mini-vqa", "smol-llava-next": "smol-vqa", "smollm2-135m-instruct": "facts"}
+"""Model to the shipped set made for it."""
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +28,7 @@ def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128
     """Make calibration samples: conversations with their answers, as the processor's outputs.
 
     Args:
-        source: a shipped set (``"mini-vqa"``); a ``.jsonl`` or ``.json`` file; a folder saved by ``datasets``; or a list of
+        source: a shipped set, one of ``SETS``; a ``.jsonl`` or ``.json`` file; a folder saved by ``datasets``; or a list of
             processor outputs, which is taken as it is. A record of a file holds either ``conversations`` (LLaVA's format,
             turns ``{"from": "human" | "gpt", "value": ...}``) or ``question`` and ``answer``, with ``image`` or ``images``
             beside them (paths relative to the file), or just ``text``.
@@ -46,7 +50,7 @@ def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128
             raise UserError("The calibration set is empty.")
         return samples
     if source in SETS:
-        asked = pictures.questions(n, seed=seed, stream="calibration")
+        asked = _shipped(source, n, seed, "calibration")
         records = [dialogue(question.text, question.answer, question.images) for question in asked]
     else:
         made = read(source)
@@ -72,7 +76,7 @@ def questions(source: str | Path, n: int | None = None, seed: int = 0) -> list[Q
     if n is not None and n < 1:
         raise UserError(f"A benchmark needs at least one question, not {n}.")
     if source in SETS:
-        return pictures.questions(n or 1000, seed=seed, stream="evaluation")
+        return _shipped(source, n or 1000, seed, "evaluation")
     made, loaded = [], {}
     for record in read(source, kind="benchmark")[:n]:
         if not {"question", "answer"} <= record.keys():
@@ -94,6 +98,25 @@ def questions(source: str | Path, n: int | None = None, seed: int = 0) -> list[Q
             )
         )
     return made
+
+
+def own_set(model: str | Path, given: str | None, option: str) -> str:
+    """Return the set that was given, or else the one made for a model.
+
+    Raises:
+        UserError: naming the option to give one with, if neither exists.
+    """
+    if given is None and str(model) not in OWN_SETS:
+        raise UserError(
+            f"No set of questions is made for {str(model)!r}: name one with {option} ({', '.join(SETS)}, or a file)."
+        )
+    return given or OWN_SETS[str(model)]
+
+
+def _shipped(name: str, n: int, seed: int, stream: str) -> list[Question]:
+    if name == "facts":
+        return facts.questions(n, seed=seed, stream=stream)
+    return pictures.questions(n, seed=seed, stream=stream, name=name)
 
 
 def read(source: str | Path, kind: str = "calibration set") -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
 """Benchmark evaluation: greedy exact match, choice accuracy and answer likelihood, towers and picture prefixes run once.
 
 Greedy decoding produces an answer exactly if and only if at each of its positions, given the ones before, the answer's token
-has the highest logit. So one forward pass over prompt and answer tells the greedy result and the likelihood, and all
-questions about a picture share the key-value cache of their common prefix.
+has the highest logit. So one forward pass over prompt and answer tells the greedy result and the likelihood. All questions
+about a picture share the key-value cache of their common prefix and run after it as one sequence, in which a question sees
+the prefix and itself, and an answer its own question.
 """
 
 import contextlib
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,39 +25,19 @@ from tamp.shipped.pictures import Question
 
 COLUMNS = ("task", "n", "accuracy", "low", "high", "choice_accuracy", "nll", "chance")
 TOGETHER = 16  # questions that share one cached prefix
-CACHED_TOKENS = 2**15  # copies of a prefix times its tokens: bounds the copied cache, 4 GiB for Llama 3 8B
 
 
 @dataclass
-class Row:
-    """One continuation of a group's prefix: prompt, then one possible answer.
+class Asked:
+    """One question in token ids.
 
     Attributes:
-        question: position of the question in its group.
-        ids: token ids after the prefix, the answer's included.
-        answer: how many of the last ids are the answer's, its end token included.
-        choice: the answer's text.
+        prompt: its prompt after the group's prefix.
+        answers: ``{text: token ids, the end token included}``: the right answer first, then the other choices.
     """
 
-    question: int
-    ids: list[int]
-    answer: int
-    choice: str
-
-
-@dataclass
-class RowScore:
-    """What the model made of a row.
-
-    Attributes:
-        likelihoods: (answer,) log-probability of each of the answer's tokens, its end token included.
-        greedy: whether each of them has the highest logit.
-        first: for a question's right answer, the log-probability of every choice's first token after the prompt.
-    """
-
-    likelihoods: Tensor
-    greedy: bool
-    first: dict[str, float]
+    prompt: list[int]
+    answers: dict[str, list[int]]
 
 
 @dataclass
@@ -67,15 +47,13 @@ class Group:
     Attributes:
         questions: the questions.
         prefix: processor output of what all of them begin with, the pictures included.
-        rows: continuations: every question's right answer, and its choices of more than one token.
-        first_token: per question ``{choice: id}``, the first token of each choice.
+        asked: the questions in token ids.
         decoder_call: what the decoder is called with for the prefix, kept by a benchmark that is used again.
     """
 
     questions: list[Question]
     prefix: dict
-    rows: list[Row]
-    first_token: list[dict[str, int]]
+    asked: list[Asked]
     decoder_call: dict | None = None
 
 
@@ -138,23 +116,21 @@ def _group(processor, questions: list[Question]) -> Group:
             return head + _tokens(tokenizer, text[cut:])
         return conversations.encode(processor, text, images)["input_ids"][0].tolist()
 
-    rows, first_token = [], []
+    asked = []
     for number, (question, prompt) in enumerate(zip(questions, prompts)):
         start = first if number == 0 else ids_of(prompt)
-        answers = {}
+        whole_ids = {}
         for choice in dict.fromkeys((question.answer, *question.choices)):
             full = conversations.render(processor, conversations.dialogue(question.text, choice, images))
-            ids = ids_of(full if full.startswith(prompt) else prompt + choice)
-            shared = next((i for i, (a, b) in enumerate(zip(start, ids)) if a != b), len(start))
+            whole_ids[choice] = ids_of(full if full.startswith(prompt) else prompt + choice)
+        shared = min(_common(start, ids) for ids in whole_ids.values())  # tokens can join across the border
+        answers = {}
+        for choice, ids in whole_ids.items():
             answer = ids[shared:]
-            answer = answer[: answer.index(eos) + 1] if eos in answer else [*answer, eos]
-            answers[choice] = (ids[:shared], answer)
-        first_token.append({choice: answer[0] for choice, (_, answer) in answers.items() if choice in question.choices})
-        for choice, (start_ids, answer) in answers.items():
-            if choice == question.answer or len(answer) > 2:
-                rows.append(Row(number, start_ids + answer, len(answer), choice))
-    shortest = min(len(row.ids) - row.answer for row in rows) - 1
-    common = next((i for i in range(shortest) if any(row.ids[i] != rows[0].ids[i] for row in rows)), shortest)
+            answers[choice] = answer[: answer.index(eos) + 1] if eos in answer else [*answer, eos]
+        asked.append(Asked(start[:shared], answers))
+    common = min(_common(asked[0].prompt, one.prompt) for one in asked)
+    common = min(common, min(len(one.prompt) for one in asked) - 1)  # something must be left to read the answer from
     length = whole["input_ids"].shape[1]
     prefix = {
         key: value[:, :common]
@@ -162,9 +138,14 @@ def _group(processor, questions: list[Question]) -> Group:
         else value
         for key, value in whole.items()
     }
-    for row in rows:
-        row.ids = row.ids[common:]
-    return Group(questions, prefix, rows, first_token)
+    for one in asked:
+        one.prompt = one.prompt[common:]
+    return Group(questions, prefix, asked)
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Count the tokens with which both begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def _tokens(tokenizer, text: str) -> list[int]:
@@ -221,83 +202,80 @@ def _decoder_call(model: nn.Module, prefix: dict) -> dict:
 
 
 def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
-    """Run a group's prefix and continuations and read off every question's scores."""
-    decoder, fresh = model.get_decoder(), DynamicCache(config=models.text_config(model))
-    cache = decoder(**call, past_key_values=fresh).past_key_values
-    together = max(1, CACHED_TOKENS // cache.get_seq_length())
-    rows: list[RowScore] = []
-    for start in range(0, len(group.rows), together):
-        rows += _score_rows(model, group, group.rows[start : start + together], call, copy.deepcopy(cache))
+    """Run a group's prefix, then all its questions and answers as one sequence, and read off every question's scores.
+
+    Raises:
+        UserError: if the sequence is longer than the sliding window of the model's attention.
+    """
+    decoder, config = model.get_decoder(), models.text_config(model)
+    cache = decoder(**call, past_key_values=DynamicCache(config=config)).past_key_values
+    length = cache.get_seq_length()
+    device = model.get_input_embeddings().weight.device
+    table: list[
+        tuple[int, int, int, int]
+    ] = []  # token id, distance from the prefix, question, answer or 0 for the prompt
+    read: list[dict[str, list[int]]] = []  # per question: answer to the places whose logits predict its tokens
+    for number, (question, one) in enumerate(zip(group.questions, group.asked)):
+        table += [(token, place, number, 0) for place, token in enumerate(one.prompt)]
+        last = len(table) - 1
+        read.append({})
+        for turn, (choice, answer) in enumerate(one.answers.items(), start=1):
+            fed = answer[:-1] if choice == question.answer else answer[:-2]  # only the right answer's end is scored
+            read[-1][choice] = [last, *range(len(table), len(table) + len(fed))]
+            table += [(token, place, number, turn) for place, token in enumerate(fed, start=len(one.prompt))]
+    ids, place, owner, branch = torch.tensor(table, device=device).unbind(1)  # (n,) each
+    window = getattr(config, "sliding_window", None)
+    if window and length + len(ids) > window:
+        raise UserError(
+            f"Prompts of {length} tokens and more do not fit the model's sliding window of {window} tokens."
+        )
+    seen = (owner[:, None] == owner) & ((branch == 0) | (branch[:, None] == branch))
+    seen &= torch.ones_like(seen).tril()
+    mask = torch.zeros(1, 1, len(ids), length + len(ids), dtype=model.dtype, device=device)
+    mask[..., length:].masked_fill_(~seen, torch.finfo(model.dtype).min)
+    placed = call.get("position_ids")
+    positions = (place + (length if placed is None else int(placed.max()) + 1))[None]  # (1, n)
+    if placed is not None and placed.ndim == 3:  # rotary embeddings with several axes: text moves along all of them
+        positions = positions.expand(len(placed), 1, -1)
+    wanted = sorted({at for places in read for answer in places.values() for at in answer})
+    logits = (
+        model(
+            inputs_embeds=model.get_input_embeddings()(ids[None]),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(wanted, device=device),
+        )
+        .logits[0]
+        .float()
+    )  # (wanted, V)
+    likelihood, best = logits.log_softmax(-1), logits.argmax(-1)
+    row = {at: number for number, at in enumerate(wanted)}
     records = []
-    for number, question in enumerate(group.questions):
-        mine = {row.choice: scored for row, scored in zip(group.rows, rows) if row.question == number}
-        right = mine[question.answer]
-        # Without its end token a choice of one token needs no row of its own: the prompt's next token tells.
-        scores = right.first | {
-            choice: scored.likelihoods[:-1].sum().item()
-            for choice, scored in mine.items()
-            if choice in right.first and len(scored.likelihoods) > 2
-        }
+    for question, one, places in zip(group.questions, group.asked, read):
+        taken, greedy = {}, {}
+        for choice, answer in one.answers.items():
+            rows = torch.tensor([row[at] for at in places[choice]], device=device)
+            targets = torch.tensor(answer[: len(rows)], device=device)
+            taken[choice] = likelihood[rows, targets].cpu()
+            greedy[choice] = bool((best[rows] == targets).all())
+        right = taken[question.answer]
+        scores = {choice: taken[choice][: len(one.answers[choice]) - 1].sum().item() for choice in question.choices}
         choice = max(scores, key=scores.get) if scores else ""
         records.append(
             {
                 "task": question.task,
                 "question": question.text,
                 "answer": question.answer,
-                "correct": right.greedy,
+                "correct": greedy[question.answer],
                 "choice": choice,
                 "choice_correct": float(choice == question.answer) if scores else math.nan,
-                "nll": -right.likelihoods.mean().item(),
+                "nll": -right.mean().item(),
                 "chance": 1 / len(scores) if scores else math.nan,
             }
         )
     return records
-
-
-def _score_rows(model: nn.Module, group: Group, rows: list[Row], call: dict, cache: DynamicCache) -> list[RowScore]:
-    """Run continuations of one cached prefix as a batch.
-
-    Continuations are padded on the left: their answers end together, and only the last logits are needed.
-    """
-    device = model.get_input_embeddings().weight.device
-    length = cache.get_seq_length()
-    cache.batch_repeat_interleave(len(rows))
-    longest = max(len(row.ids) for row in rows)
-    pad = torch.tensor([longest - len(row.ids) for row in rows], device=device)
-    ids = torch.tensor([[0] * (longest - len(row.ids)) + row.ids for row in rows], device=device)  # (rows, longest)
-    steps = torch.arange(longest, device=device)
-    mask = torch.cat([torch.ones(len(ids), length, device=device), steps >= pad[:, None]], 1).long()
-    placed = call.get("position_ids")
-    start = length if placed is None else int(placed.max()) + 1
-    positions = (start + steps - pad[:, None]).clamp(min=start)  # (rows, longest)
-    if placed is not None and placed.ndim == 3:  # rotary embeddings with several axes: text moves along all of them
-        positions = positions.expand(len(placed), -1, -1)
-    last = max(row.answer for row in rows)
-    logits = model(
-        inputs_embeds=model.get_input_embeddings()(ids),
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=last + 1,
-    ).logits.float()[:, :-1]  # (rows, last, V)
-    likelihood = logits.log_softmax(-1)
-    targets = ids[:, -last:]
-    taken = likelihood.gather(2, targets[..., None])[..., 0].cpu()  # (rows, last)
-    greedy = (logits.argmax(-1) == targets).cpu()
-    return [
-        RowScore(
-            likelihoods=taken[number, -row.answer :],
-            greedy=bool(greedy[number, -row.answer :].all()),
-            first={
-                choice: likelihood[number, -row.answer, identifier].item()
-                for choice, identifier in group.first_token[row.question].items()
-            }
-            if row.choice == group.questions[row.question].answer
-            else {},
-        )
-        for number, row in enumerate(rows)
-    ]
 
 
 @torch.no_grad()
@@ -342,8 +320,8 @@ def evaluate(
     Args:
         model: a model from :func:`tamp.load`, pruned or not.
         processor: its processor.
-        benchmark: a shipped benchmark (``"mini-vqa"``), a ``.jsonl`` or ``.json`` file of questions (see
-            :func:`tamp.conversations.questions`), or one from :func:`prepare`.
+        benchmark: a shipped benchmark (``"mini-vqa"``, ``"smol-vqa"``, ``"facts"``), a ``.jsonl`` or ``.json`` file of
+            questions (see :func:`tamp.conversations.questions`), or one from :func:`prepare`.
         limit: how many questions in all; None for 1000 of a shipped benchmark, or all of a file.
         seed: of a shipped benchmark's questions.
         progress: show a bar.

@@ -12,35 +12,28 @@ import transformers
 from torch import Tensor, nn
 
 from tamp.errors import UserError, unknown
-from tamp.shipped import smollm2
+from tamp.shipped import smol, smollm2
+from tamp.shipped.places import data_folder
 
 VISUAL, AUDIO, TEXT, PADDING = 0, 1, 2, -1
 MODALITY_NAMES = {VISUAL: "visual", AUDIO: "audio", TEXT: "text"}
 PLACEHOLDERS = {"image": VISUAL, "video": VISUAL, "audio": AUDIO}
 SHIPPED = ("mini-llava-next",)
-FETCHED = {smollm2.NAME: smollm2.folder}  # name: makes its folder, once
+FETCHED = {smol.NAME: smol.folder, smollm2.NAME: smollm2.folder}  # name: makes its folder, once
 
 log = logging.getLogger(__name__)
-
-
-def data_folder() -> Path:
-    """Return the folder of shipped data: ``data/`` of the repository, or the copy inside an installed wheel."""
-    package = Path(__file__).parent
-    return next(
-        (path for path in (package.parent / "data", package / "data") if (path / "README.md").is_file()),
-        package.parent / "data",
-    )
 
 
 def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto"):
     """Load a model and its processor.
 
     Args:
-        name_or_path: a shipped name (``"mini-llava-next"``), one that is fetched once (``"smollm2-135m-instruct"``, see
-            :mod:`tamp.shipped.smollm2`), a local folder, or a hub id such as ``"llava-hf/llama3-llava-next-8b-hf"``. Only
-            safetensors are read and no remote code is run.
+        name_or_path: a shipped name (``"mini-llava-next"``), one over weights that are fetched once (``"smol-llava-next"``,
+            see :mod:`tamp.shipped.smol`, or ``"smollm2-135m-instruct"`` alone), a local folder, or a hub id such as
+            ``"llava-hf/llama3-llava-next-8b-hf"``. Only safetensors are read and no remote code is run.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ...
-        dtype: ``"auto"`` (as stored; float32 instead of float16 on a CPU), ``"float32"``, ``"bfloat16"``, ``"float16"``.
+        dtype: ``"auto"`` (as stored; float32 instead of half precision on a CPU), ``"float32"``, ``"bfloat16"`` or
+            ``"float16"``.
 
     Returns:
         (model, processor), the model in evaluation mode; for a text-only model the processor is a tokenizer.
@@ -85,8 +78,8 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
                 f"or give a local folder. Known by name: {', '.join(known)}."
             ) from error
         raise UserError(f"Could not load {name!r}: {first}") from error
-    if dtype == "auto" and device.type == "cpu" and model.dtype == torch.float16:
-        model = model.float()  # half precision is slow on CPUs, and widening loses nothing
+    if dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
+        model = model.float()  # half precision is slow on most CPUs, and widening loses nothing
     return model.to(device).eval(), processor
 
 

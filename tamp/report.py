@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 import platform
 import resource
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ import torch
 import transformers
 
 from tamp.allocation import Plan
+from tamp.errors import unknown
+from tamp.shipped.places import data_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,6 +112,18 @@ class Report:
 def versions() -> dict[str, str]:
     """Return the versions that matter for a result."""
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """Read a recorded measurement, a file of ``data/results/`` without its ``.json``.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    folder = data_folder() / "results"
+    if not (folder / f"{name}.json").is_file():
+        raise unknown("recorded result", name, sorted(path.stem for path in folder.glob("*.json")))
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def write_html(path: str | Path, title: str, parts: list[tuple[str, Any]]) -> Path:

@@ -1,5 +1,6 @@
 """The measuring scripts run, scaled down, and what the README shows is what they recorded."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -68,9 +69,12 @@ def test_repeatability_counts_no_difference_between_two_equal_runs(tmp_path):
 
 
 def test_the_quality_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "SPARSITIES", (0.5,))
-    monkeypatch.setattr(quality, "METHOD_NAMES", ("magnitude", "wanda"))
-    arguments = ["--limit", "20", "--n", "2", "--out", str(tmp_path)]
+    grid = dataclasses.replace(
+        quality.GRIDS["mini-llava-next"], methods=("magnitude", "wanda", "das"), levels=("2:4",), text=True
+    )
+    monkeypatch.setitem(quality.GRIDS, "mini-llava-next", grid)
+    monkeypatch.setattr(quality, "text_scores", lambda model, processor: {"facts": 1.0})
+    arguments = ["--model", "mini-llava-next", "--limit", "20", "--n", "2", "--out", str(tmp_path)]
     quality.main([*arguments, "--share", "0/2"])
     made = json.loads((tmp_path / "mini_quality.json").read_text())
     assert len(made["cells"]) == 3 and "differences_to_wanda" not in made

@@ -33,11 +33,11 @@ def test_every_part_can_be_chosen(tmp_path, capsys):
 
 def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     page = tmp_path / "demo.html"
-    assert run("demo", "--limit", 30, "--n", 4, "--out", page) == 0
+    assert run("demo", "--model", "mini-llava-next", "--limit", 30, "--n", 4, "--out", page) == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("dense", "wanda", "tamp", str(page)))
+    assert all(word in said for word in ("dense", "magnitude", "wanda", "tamp", str(page)))
     text = page.read_text()
-    assert text.count("<img") == 3 and "Accuracy per task" in text
+    assert text.count("<img") == 4 and "Accuracy per task" in text
 
 
 MISTAKES = {
@@ -47,6 +47,8 @@ MISTAKES = {
     "pattern": ("prune", "mini-llava-next", "--pattern", "5:4", "--out", "OUT"),
     "width": ("prune", "mini-llava-next", "--pattern", "2:5", "--n", "2", "--out", "OUT"),
     "set": ("prune", "mini-llava-next", "--calibration", "coco", "--out", "OUT"),
+    "no set": ("prune", "OUT", "--out", "OUT"),
+    "no benchmark": ("evaluate", "owner/model"),
     "number": ("prune", "mini-llava-next", "--n", "0", "--out", "OUT"),
     "benchmark": ("evaluate", "mini-llava-next", "--benchmark", "mmbench"),
     "device": ("evaluate", "mini-llava-next", "--device", "warp"),

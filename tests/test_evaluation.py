@@ -58,13 +58,6 @@ def test_a_prepared_benchmark_gives_the_same_scores_again_and_for_a_pruned_model
     assert (again["nll"] > first["nll"]).any()
 
 
-def test_splitting_the_rows_to_bound_memory_changes_nothing(shipped, monkeypatch):
-    asked = pictures.questions(20, seed=6)
-    whole = evaluation.answers(*shipped, asked, progress=False)
-    monkeypatch.setattr(evaluation, "CACHED_TOKENS", 200)  # one or two rows at a time
-    pd.testing.assert_frame_equal(whole, evaluation.answers(*shipped, asked, progress=False), atol=1e-4)
-
-
 def test_the_table_has_the_promised_columns_and_a_row_per_task(shipped):
     scores = tamp.evaluate(*shipped, "mini-vqa", limit=200, progress=False)
     assert list(scores.columns) == list(evaluation.COLUMNS)
@@ -121,7 +114,7 @@ def test_rotary_positions_with_several_axes_continue_after_the_prefix():
     prefix = {key: value[:, : length - 4] if value.shape == (1, length) else value for key, value in whole.items()}
     tail = whole["input_ids"][0, length - 4 :].tolist()
     question = pictures.Question(task="t", images=(), text="", answer="a", choices=())
-    group = evaluation.Group([question], prefix, [evaluation.Row(0, tail, 3, "a")], [{}])
+    group = evaluation.Group([question], prefix, [evaluation.Asked(tail[:1], {"a": tail[1:]})])
     with torch.no_grad():
         scored = evaluation._score(model, group, evaluation._decoder_call(model, prefix))[0]
         logits = model(**whole).logits[0, length - 4 : -1].log_softmax(-1)

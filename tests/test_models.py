@@ -11,6 +11,7 @@ import transformers
 import tamp
 from tamp import models
 from tamp.errors import UserError
+from tamp.shipped.places import data_folder
 
 
 def test_the_shipped_model_is_a_plain_llava_next(shipped):
@@ -66,7 +67,7 @@ def test_pickled_weights_are_not_read(tmp_path):
 
 def test_remote_code_is_not_run(tmp_path, shipped):
     folder = tmp_path / "remote"
-    shutil.copytree(models.data_folder() / "mini-llava-next", folder)
+    shutil.copytree(data_folder() / "mini-llava-next", folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "strange", "architectures": ["Strange"], "auto_map": {"AutoConfig": "code.Strange"}}
     (folder / "config.json").write_text(json.dumps(config))

@@ -11,6 +11,7 @@ import torch
 import tamp
 from tamp.errors import UserError
 from tamp.shipped import smollm2
+from tamp.shipped.places import cache_folder
 
 gguf = pytest.importorskip("gguf")
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab"]
@@ -93,8 +94,8 @@ def test_two_that_start_at_once_both_get_it(wheel):
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert said == [str(smollm2.cache_folder() / smollm2.NAME)] * 2
-    assert [path.name for path in smollm2.cache_folder().iterdir()] == [smollm2.NAME]
+    assert said == [str(cache_folder() / smollm2.NAME)] * 2
+    assert [path.name for path in cache_folder().iterdir()] == [smollm2.NAME]
 
 
 def test_another_wheel_is_refused(wheel):
@@ -103,7 +104,7 @@ def test_another_wheel_is_refused(wheel):
         smollm2.folder(wheel)
     with pytest.raises(UserError, match="There is no wheel"):
         smollm2.folder(wheel.with_name("nothing.whl"))
-    assert not list(smollm2.cache_folder().iterdir())
+    assert not list(cache_folder().iterdir())
 
 
 def test_without_network_one_sentence_says_what_to_do(wheel, monkeypatch):
@@ -120,7 +121,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(wheel, monkeypatch):
     monkeypatch.setattr(smollm2, "_convert", fail)
     with pytest.raises(UserError, match="No space left.*TAMP_CACHE"):
         smollm2.folder(wheel)
-    assert not list(smollm2.cache_folder().iterdir())
+    assert not list(cache_folder().iterdir())
 
 
 def test_what_conversion_needs_is_named(wheel, monkeypatch):

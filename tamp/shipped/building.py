@@ -15,10 +15,14 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tamp.shipped.drawing import COLOURS, GLYPHS, PATCH, SHAPES
-from tamp.shipped.lessons import TILE, Vocabulary
-from tamp.shipped.pictures import EDGE, GRID, PLACES, WORDS
+from tamp.shipped.drawing import CELL, COLOURS, GLYPHS, PATCH, SHAPES
+from tamp.shipped.lessons import Vocabulary
+from tamp.shipped.pictures import GRID, PLACES, WORDS
 
+TILE = 32
+"""Edge of a vision tile, pixels."""
+
+EDGE = GRID * CELL
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
 PINPOINTS = [[TILE, EDGE], [EDGE, TILE], [EDGE, EDGE]]
 HIDDEN, BLOCKS, HEADS, MLP = 192, 8, 6, 512

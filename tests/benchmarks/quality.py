@@ -1,29 +1,87 @@
-"""What pruning does to answers: every method, sparsity and calibration seed on the shipped model, on fresh questions.
+"""What pruning does to answers: every method, level and calibration seed on a model, on fresh questions.
 
-    python tests/benchmarks/quality.py [--limit 1000] [--n 64] [--share 0/2]
+    python tests/benchmarks/quality.py [--model smol-llava-next] [--share 0/2]
 
 Finished cells are not run again, so the command can be stopped and given again; ``--share i/k`` does every k-th cell, for k
-processes side by side. `tests/benchmarks/pages.py` writes table and figure of what was recorded.
+processes side by side. `tests/benchmarks/pages.py` writes tables and figures of what was recorded.
 """
 
 import argparse
 import copy
 import fcntl
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import real_lm
 import recording
 import torch
 
 import tamp
 from tamp import evaluation
 
-METHOD_NAMES = ("magnitude", "wanda", "sparsegpt", "text", "das", "amia", "tamp")
-SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 SEEDS = (0, 1, 2)
 EVALUATION_SEED = 7
-NAME = "mini_quality"
+METHOD_NAMES = ("magnitude", "wanda", "sparsegpt", "text", "das", "amia", "tamp")
+PER_BLOCK = " per block"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured on a model.
+
+    Attributes:
+        name: of the recorded file.
+        benchmark: set of questions, for calibration and for measuring.
+        questions: how many.
+        samples: of calibration.
+        methods: presets, each perhaps with ``PER_BLOCK`` behind it.
+        levels: sparsities and patterns.
+        text: whether to measure text too: perplexity, and the choice among answers about facts.
+    """
+
+    name: str
+    benchmark: str
+    questions: int
+    samples: int
+    methods: tuple[str, ...]
+    levels: tuple[float | str, ...]
+    text: bool
+
+
+GRIDS = {
+    "mini-llava-next": Grid("mini_quality", "mini-vqa", 1000, 64, METHOD_NAMES, (0.5, 0.6, 0.7, 0.8), False),
+    "smol-llava-next": Grid(
+        "smol_quality",
+        "smol-vqa",
+        500,
+        16,
+        (*METHOD_NAMES, "das" + PER_BLOCK, "tamp" + PER_BLOCK),
+        (0.3, 0.4, 0.5, 0.6, "2:4"),
+        True,
+    ),
+}
+TEXT_WINDOWS, TEXT_WINDOW, FACTS = 6, 256, 100
+
+
+def recipe(method: str, level: float | str) -> tamp.Recipe | None:
+    """Spell a method at a sparsity or pattern; None where it would be another method of the list."""
+    preset = method.removesuffix(PER_BLOCK)
+    changes = {"das_granularity": "block"} if preset != method else {}
+    made = tamp.Recipe.preset(preset, **changes, **{"pattern" if isinstance(level, str) else "sparsity": level})
+    return None if made.allocation != "uniform" and not made.plans else made
+
+
+def cells(grid: Grid) -> list[tuple]:
+    """List what is to be run: (method, level, calibration seed)."""
+    return [("dense", 0.0, 0)] + [
+        (method, level, seed)
+        for seed in SEEDS
+        for level in grid.levels
+        for method in grid.methods
+        if recipe(method, level) and (method != "magnitude" or seed == SEEDS[0])  # it looks at no sample
+    ]
 
 
 def pack(correct: pd.Series) -> str:
@@ -48,18 +106,30 @@ def score(scored: pd.DataFrame) -> dict:
     }
 
 
-def store(folder, cell: dict, settings: dict) -> None:
+def text_scores(model, processor) -> dict:
+    """Measure what is left of the language model: perplexity of two texts, and the choice among answers about facts."""
+    tokenizer = processor.tokenizer
+    made = {}
+    for name in ("documentation", "licence"):
+        ids = tokenizer(real_lm.texts()[name], add_special_tokens=False)["input_ids"]
+        text = tokenizer.decode(ids[: TEXT_WINDOWS * TEXT_WINDOW + 8])
+        made[name] = round(evaluation.perplexity(model, tokenizer, text, TEXT_WINDOW, progress=False), 3)
+    facts = evaluation.answers(model, processor, "facts", FACTS, EVALUATION_SEED, progress=False)
+    return {**made, "facts": round(facts["choice_correct"].mean(), 4)}
+
+
+def store(folder, name: str, cell: dict, settings: dict) -> None:
     """Add one cell to the recorded file, which other processes may be writing too."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{NAME}.lock").open("w") as lock:
+    with (folder / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        recorded = load(folder, settings)
-        recording.write(NAME, {**settings, "cells": [*recorded, cell]}, folder)
+        recorded = load(folder, name, settings)
+        recording.write(name, {**settings, "cells": [*recorded, cell]}, folder)
 
 
-def load(folder, settings: dict) -> list[dict]:
+def load(folder, name: str, settings: dict) -> list[dict]:
     """Read the cells recorded so far; those of other settings do not count."""
-    path = folder / f"{NAME}.json"
+    path = folder / f"{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     return found["cells"] if all(found.get(key) == value for key, value in settings.items()) else []
 
@@ -90,76 +160,81 @@ def interval(cells: list[dict], base: list[dict] | None = None, draws: int = 200
     return 100 * (right.mean() - minus.mean()), 100 * low, 100 * high
 
 
-def differences(recorded: dict, to: str = "wanda") -> pd.DataFrame:
+def of(recorded: dict, method: str, level: float | str) -> list[dict]:
+    """Pick a method's cells at one level."""
+    return [cell for cell in recorded["cells"] if cell["method"] == method and cell["sparsity"] == level]
+
+
+def differences(recorded: dict, grid: Grid, to: str = "wanda") -> pd.DataFrame:
     """Compare every method with one of them on the same questions: difference in accuracy points, with its interval."""
-
-    def of(method: str, sparsity: float) -> list[dict]:
-        return [cell for cell in recorded["cells"] if cell["method"] == method and cell["sparsity"] == sparsity]
-
-    rows = [
-        {
-            "method": method,
-            "sparsity": sparsity,
-            **dict(
-                zip(
-                    ("points", "low", "high"),
-                    (round(value, 1) for value in interval(of(method, sparsity), of(to, sparsity))),
+    rows = []
+    for level in grid.levels:
+        for method in grid.methods:
+            if method != to and of(recorded, method, level):
+                points, low, high = interval(of(recorded, method, level), of(recorded, to, level))
+                rows.append(
+                    {
+                        "method": method,
+                        "sparsity": level,
+                        "points": round(points, 1),
+                        "low": round(low, 1),
+                        "high": round(high, 1),
+                    }
                 )
-            ),
-        }
-        for sparsity in SPARSITIES
-        for method in METHOD_NAMES
-        if method != to
-    ]
     return pd.DataFrame(rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the cells that are missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--model", default="smol-llava-next", choices=GRIDS)
+    parser.add_argument("--limit", type=int, help="questions")
+    parser.add_argument("--n", type=int, help="calibration samples")
     parser.add_argument("--share", default="0/1")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    grid = GRIDS[options.model]
     settings = {
-        "model": "mini-llava-next",
-        "benchmark": "mini-vqa",
-        "questions": options.limit,
+        "model": options.model,
+        "benchmark": grid.benchmark,
+        "questions": options.limit or grid.questions,
         "evaluation_seed": EVALUATION_SEED,
-        "calibration_samples": options.n,
+        "calibration_samples": options.n or grid.samples,
     }
-    model, processor = tamp.load("mini-llava-next", device="cpu")
-    ready = evaluation.prepare(processor, "mini-vqa", options.limit, EVALUATION_SEED)
-    wanted = [("dense", 0.0, 0)] + [
-        (method, sparsity, seed)
-        for sparsity in SPARSITIES
-        for seed in SEEDS
-        for method in METHOD_NAMES
-        if method != "magnitude" or seed == SEEDS[0]  # it looks at no sample
-    ]
-    place, of = map(int, options.share.split("/"))
-    samples = {seed: tamp.calibration_set("mini-vqa", processor, options.n, seed) for seed in SEEDS}
-    for method, sparsity, seed in wanted[place::of]:
-        if (method, sparsity, seed) in map(key, load(options.out, settings)):
+    model, processor = tamp.load(options.model, device="cpu")
+    ready = evaluation.prepare(processor, grid.benchmark, settings["questions"], EVALUATION_SEED)
+    wanted = cells(grid)
+    place, every = map(int, options.share.split("/"))
+    samples = {
+        seed: tamp.calibration_set(grid.benchmark, processor, settings["calibration_samples"], seed) for seed in SEEDS
+    }
+    for method, level, seed in wanted[place::every]:
+        if (method, level, seed) in map(key, load(options.out, grid.name, settings)):
             continue
         pruned = copy.deepcopy(model)
-        cell = {"method": method, "sparsity": sparsity, "seed": seed}
+        cell = {"method": method, "sparsity": level, "seed": seed}
         if method != "dense":
-            report = tamp.prune(pruned, samples[seed], tamp.Recipe.preset(method, sparsity=sparsity), progress=False)
+            report = tamp.prune(pruned, samples[seed], recipe(method, level), progress=False)
             cell |= {
                 "exact_sparsity": report.sparsity,
                 "seconds": round(sum(report.seconds.values()), 2),
                 "tokens_kept": round(float(report.table["kept"].mean()), 2) if method != "magnitude" else None,
             }
+            if report.plan.scores:
+                kinds = report.table["linear"].str.split(".").str[-1]
+                cell["sparsity_of"] = report.table["got"].groupby(kinds, sort=False).mean().round(4).to_dict()
         cell |= score(evaluation.answers(pruned, processor, ready, progress=False))
-        store(options.out, cell, settings)
-    if set(wanted) <= set(map(key, load(options.out, settings))):
-        recorded = json.loads((options.out / f"{NAME}.json").read_text())
+        if grid.text:
+            cell |= text_scores(pruned, processor)
+        store(options.out, grid.name, cell, settings)
+    if set(wanted) <= set(map(key, load(options.out, grid.name, settings))):
+        recorded = json.loads((options.out / f"{grid.name}.json").read_text())
         recorded["cells"].sort(key=lambda cell: wanted.index(key(cell)))
-        recorded["differences_to_wanda"] = differences(recorded).to_dict("records")
-        recording.write(NAME, {name: value for name, value in recorded.items() if name != "made_with"}, options.out)
+        recorded["differences_to_wanda"] = differences(recorded, grid).to_dict("records")
+        recording.write(
+            grid.name, {name: value for name, value in recorded.items() if name != "made_with"}, options.out
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,270 @@
+"""The training of smol-llava-next: `python -m tamp.shipped.adapting --out data/smol-llava-next`.
+
+Three stages, as for the small model: the tower learns to name what its patches show; the projector learns to say it in the
+language model's own word embeddings, so that a row of patches reads like text; low-rank updates teach the language model to
+answer. Prose and short facts are mixed into the last stage, so that what the language model knew is kept.
+"""
+
+import ast
+import dataclasses
+import functools
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers import LlavaNextForConditionalGeneration
+
+from tamp.shipped import facts, smol
+from tamp.shipped.building import make_vocabulary
+from tamp.shipped.drawing import COLOURS, PATCH, SHAPES
+from tamp.shipped.lessons import SINGLE_LESSON, Lesson, Writing, labelled_pictures, pair_lesson, single_lesson
+from tamp.shipped.pictures import SIZES, plain
+from tamp.shipped.training import Recipe, Trainer, command, patch_features
+
+SINGLE_SIZES, PAIR_SIZES = SIZES["smol-vqa"]
+
+HARDER = ("colour", "exist") + ("position", "count", "relation") * 3
+"""Questions about a training picture once the tasks `EASIER` are learnt, of which one more is asked."""
+
+EASIER = ("shape", "number", "word")
+PROSE_WINDOW = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class SmolRecipe(Recipe):
+    """Constants of the training of smol-llava-next, beside or instead of those of the small model.
+
+    Attributes:
+        refinement_steps, refinement_rate: Length and largest learning rate of a second round of the last stage.
+        vision_tiles: Tiles in a step of the first two stages.
+        projector_rate: Learning rate of the projector in the last stage, as a share of the updates'.
+        cells: (share of the last stage, cells of all single pictures of a step from there on, about), in order.
+        pairs: (share of the last stage, pairs of pictures in a step from there on), in order.
+        harder: Share of the last stage from which on single pictures get `HARDER` lessons.
+        small: Share of the last stage with small pictures only.
+        prose: Windows of prose in a step of the last stage.
+        prose_weight: Weight of the divergence from the untouched model on prose.
+        facts: Questions about facts in a step of the last stage.
+    """
+
+    vision_steps: int = 800
+    alignment_steps: int = 250
+    language_steps: int = 420
+    refinement_steps: int = 200
+    refinement_rate: float = 6e-4
+    vision_tiles: int = 72
+    weight_decay: float = 0.0
+    projector_rate: float = 0.3
+    cells: tuple[tuple[float, int], ...] = ((0.0, 96), (1 / 3, 64))
+    pairs: tuple[tuple[float, int], ...] = ((0.0, 1), (1 / 3, 2))
+    harder: float = 0.475
+    small: float = 0.25
+    prose: int = 1
+    prose_weight: float = 1.0
+    facts: int = 5
+    growth: tuple[tuple[float, int], ...] = ((0.0, 3), (0.1, 4), (0.2, 6))
+    warm_up: int = 20
+    held_out: int = 200
+    check_every: int = 60
+    save_every: int = 20
+
+
+@functools.cache
+def prose() -> tuple[str, ...]:
+    """Read the docstrings of Python's own modules, classes and functions, the longer ones."""
+    found = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError):
+            continue
+        nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef))
+        found += [text for text in map(ast.get_docstring, nodes) if text and len(text) > 500]
+    return tuple(found)
+
+
+class SmolTrainer(Trainer):
+    """smol-llava-next in training: tower, projector and low-rank updates, in float32."""
+
+    STAGES = (*Trainer.STAGES, "refinement")
+    CHECKED = ("language", "refinement")
+    SET = "smol-vqa"
+
+    def __init__(self, recipe: SmolRecipe, seed: int):
+        super().__init__(recipe, seed, half=False)
+
+    def _build(self):
+        base, tokenizer = smol.language_model()
+        model = smol.assemble(base, self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 2)
+            smol.add_low_rank(model)
+        processor = smol.build_processor(tokenizer)
+        self._ids = functools.partial(tokenizer, add_special_tokens=False)
+        head = processor.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        end = tokenizer.eos_token
+
+        def ids(text: str) -> list[int]:
+            return self._ids(text)["input_ids"]
+
+        def exchange(question: str, answer: str) -> tuple[list[int], list[int]]:
+            return ids(f"{question}{end}\n<|im_start|>assistant\n"), ids(answer + end)
+
+        start = ids(head[: head.rindex(end)])
+        writing = Writing(tuple(start), tuple(ids("\n")), ids(smol.IMAGE_TOKEN)[0], 2, smol.TILE, exchange)
+        rows = [f"{axis}-{number + 1}" for axis in ("row", "column") for number in range(8)]
+        labels = {word: place for place, word in enumerate(dict.fromkeys((*make_vocabulary(), *rows)))}
+
+        def embedding(text: str) -> torch.Tensor:
+            (identifier,) = ids(text)
+            return model.get_input_embeddings().weight[identifier].detach()
+
+        table = torch.zeros(len(labels), model.config.text_config.hidden_size)
+        for word, label in labels.items():
+            if word in (*COLOURS, *SHAPES, "sign"):
+                table[label] = embedding(f" {word}")
+            elif word.startswith("letter-") or word.isdigit():
+                table[label] = embedding(word.removeprefix("letter-"))
+        self._words, self._mean = table, model.get_input_embeddings().weight.detach().mean(0)
+        self._plain = embedding(".")
+        self._across = (embedding(" right") - embedding(" left")) / 2
+        self._down = (embedding(" bottom") - embedding(" top")) / 2
+        with torch.no_grad():
+            model.model.image_newline.copy_(embedding("\n"))
+        return model, writing, labels
+
+    def _share(self, name: str) -> float | None:
+        if self.STAGES[self.stage] not in self.CHECKED:
+            return super()._share(name)
+        if name.endswith((".down", ".up")):
+            return 1.0
+        return self.recipe.projector_rate if "multi_modal_projector" in name else None
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return what training changes."""
+        return smol.adapter(self.model) | self.model.patch_reader.state_dict(prefix="patch_reader.")
+
+    def _labelled_pictures(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, columns = SINGLE_SIZES[random.integers(len(SINGLE_SIZES))]
+        tiles = 1 + rows * columns // 16
+        return labelled_pictures(random, self.recipe.vision_tiles // tiles, self.labels, smol.TILE, (rows, columns))
+
+    def _alignment_loss(self, random: np.random.Generator, progress: float) -> float:
+        tiles, labels = self._labelled_pictures(random)
+        target = self._targets(labels)
+        with torch.no_grad():
+            features = patch_features(self.worker, tiles)
+        tokens = self.worker.model.multi_modal_projector(features)
+        loss = self._balance(((tokens - target) ** 2).mean(-1), labels.amax(-1)) / self._words.var()
+        loss.backward()
+        return loss.item()
+
+    def _targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Write in word embeddings what every patch shows, `(pictures, 1 + tiles, patches, hidden)`.
+
+        In the full view the left half of an object says its colour and the right half its shape, so that a row of patches
+        reads "red circle"; a glyph says its letter or digit. In the base view an object says both at once and where it is.
+        """
+        words = self._words[labels[..., :2]]  # (pictures, tiles, patches, 2, hidden)
+        first, second = words[..., 0, :], words[..., 1, :]
+        edge = smol.TILE // PATCH
+        patch = torch.arange(edge * edge)
+        along = ((2 * (patch % edge) + 1) / edge - 1)[:, None] * self._across
+        down = ((2 * (patch // edge) + 1) / edge - 1)[:, None] * self._down
+        left = (patch % 2 == 0)[:, None]
+        glyph = (labels[..., 2] > 0)[..., None]
+        full = torch.where(glyph | ~left, second, first)
+        sign = (labels[..., 1] == 0)[..., None]
+        base = torch.where(sign, first, first + second - self._mean + along + down)
+        target = torch.cat([base[:, :1], full[:, 1:]], dim=1)
+        return torch.where((labels > 0).any(-1, keepdim=True), target, self._plain)
+
+    def _lessons(self, random: np.random.Generator, most: int) -> list[list[Lesson]]:
+        progress = self.step / self.recipe.language_steps if self.STAGES[self.stage] == "language" else 1.0
+        # Training begins with the small pictures: in them there is less to look through.
+        sizes = PAIR_SIZES if progress < self.recipe.small else SINGLE_SIZES
+        single, paired = sizes[random.integers(len(sizes))], PAIR_SIZES[random.integers(len(PAIR_SIZES))]
+        cells, pairs = (
+            [value for share, value in steps if progress >= share][-1]
+            for steps in (self.recipe.cells, self.recipe.pairs)
+        )
+        lessons = [
+            [
+                single_lesson(random, most, single, self._tasks(random, progress))
+                for _ in range(max(2, round(cells / (single[0] * single[1]))))
+            ],
+            [pair_lesson(random, most, paired) for _ in range(pairs)],
+        ]
+        lessons = [
+            [
+                Lesson(lesson.pixels, tuple((plain(asked), plain(answer)) for asked, answer in lesson.exchanges))
+                for lesson in alike
+            ]
+            for alike in lessons
+        ]
+        asked = facts.questions(self.recipe.facts, seed=int(random.integers(2**31)), stream="training")
+        nothing = np.zeros((0, smol.TILE, smol.TILE, 3), dtype=np.uint8)
+        return [*lessons, [Lesson(nothing, tuple((fact.text, fact.answer) for fact in asked))]]
+
+    def _tasks(self, random: np.random.Generator, progress: float) -> tuple[str, ...]:
+        if progress < self.recipe.harder:
+            return SINGLE_LESSON
+        return (*HARDER, EASIER[random.integers(len(EASIER))])
+
+    def _language_loss(self, random: np.random.Generator, progress: float) -> float:
+        value = super()._language_loss(random, progress)
+        windows = []
+        while len(windows) < self.recipe.prose:
+            ids = self._ids(prose()[random.integers(len(prose()))])["input_ids"]
+            if len(ids) >= PROSE_WINDOW:
+                place = random.integers(len(ids) - PROSE_WINDOW + 1)
+                windows.append(ids[place : place + PROSE_WINDOW])
+        ids = torch.tensor(windows)
+        with torch.no_grad():
+            self._switch(False)
+            untouched = self.worker(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            self._switch(True)
+        adapted = self.worker(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+        divergence = functional.kl_div(adapted, untouched, log_target=True, reduction="sum") / ids.numel()
+        (self.recipe.prose_weight * divergence).backward()
+        self.divergence = divergence.item()
+        return value
+
+    def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
+        return self._language_loss(random, 1.0)
+
+    def _switch(self, on: bool) -> None:
+        for module in self.worker.modules():
+            if isinstance(module, smol.LowRank):
+                module.on = on
+
+    def ship(self, folder: str) -> None:
+        """Write what comes with the package: tower, projector and updates, in bfloat16."""
+        save_file(
+            {name: tensor.bfloat16() for name, tensor in smol.adapter(self.model).items()}, Path(folder, smol.ADAPTER)
+        )
+
+    def as_shipped(self, folder: str) -> LlavaNextForConditionalGeneration:
+        """Merge what `ship` wrote with the untouched language model, in float32."""
+        model = smol.assemble(smol.language_model()[0])
+        smol.merge(model, load_file(Path(folder, smol.ADAPTER)))
+        return model.eval()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Command line, without the program; the process's own by default.
+
+    Returns:
+        0 when training is over, 3 when time ran out first: give the same command again.
+    """
+    return command("python -m tamp.shipped.adapting", f"build/{smol.NAME}", SmolRecipe(), SmolTrainer, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,99 @@
+"""What makes real language models hard to prune, measured: channels far louder than others, and tokens that drain attention.
+
+python tests/benchmarks/outliers.py
+
+Per linear, the norm over all tokens of each input channel: the loudest in units of the median. Per block, the norm of the
+first token's hidden state in units of the other tokens' median, and the share of the last token's attention that goes to it.
+On the small model trained from nothing and on the one over a pretrained language model, with the pictures made for each.
+"""
+
+import argparse
+import statistics
+
+import recording
+import torch
+from matplotlib.figure import Figure
+
+import tamp
+from tamp import calibration, conversations, models
+from tamp.report import PALETTE
+
+NAME = "outliers"
+MODELS = ("mini-llava-next", "smol-llava-next")
+
+
+@torch.no_grad()
+def measure(model, samples: list[dict]) -> dict:
+    """Walk samples through the blocks.
+
+    Returns:
+        ``linears`` ``{short name: [loudest over median channel, per block]}``, ``first_norm`` and ``first_attention``, each
+        a number per block, medians over samples.
+    """
+    captured = calibration.capture(model, samples, progress=False)
+    loudness: dict[str, list[float]] = {}
+    first_norm, first_attention = [], []
+    for position, block in enumerate(models.blocks(model).values()):
+        linears = models.linears(block)
+        squares = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
+        norms, shares = [], []
+        for sample in captured:
+            tokens = sample.hidden[0].float().norm(dim=-1)  # (T,)
+            norms.append((tokens[0] / tokens[1:].median()).item())
+            with calibration.linear_tokens(linears) as seen, calibration.attention_row(block) as row:
+                row.last = calibration.last_valid(sample.modality)
+                sample.hidden = sample.run(block, position)
+            shares.append(row.value[0, 0].item())
+            for name, (entered, _) in seen.items():
+                squares[name] += entered[0].double().square().sum(0)
+        for name, square in squares.items():
+            norm = square.sqrt()
+            loudness.setdefault(name.split(".")[-1], []).append(round((norm.max() / norm.median()).item(), 2))
+        first_norm.append(round(statistics.median(norms), 3))
+        first_attention.append(round(statistics.median(shares), 4))
+    return {"linears": loudness, "first_norm": first_norm, "first_attention": first_attention}
+
+
+def draw(result: dict, path) -> None:
+    """Draw the models beside each other: loudest channels, norm of the first token, attention to it."""
+    figure = Figure(figsize=(10, 3.3), layout="constrained", facecolor="white")
+    left, middle, right = figure.subplots(1, 3)
+    for (name, found), color in zip(result["models"].items(), (PALETTE["text"], PALETTE["visual"])):
+        depth = len(found["first_norm"])
+        blocks = [100 * place / max(1, depth - 1) for place in range(depth)]
+        for linear, line in (("q_proj", "-"), ("down_proj", ":")):
+            left.plot(
+                blocks, found["linears"][linear], color=color, ls=line, marker=".", ms=4, label=f"{name}, {linear}"
+            )
+        middle.plot(blocks, found["first_norm"], color=color, marker=".", ms=4)
+        right.plot(blocks, [100 * share for share in found["first_attention"]], color=color, marker=".", ms=4)
+    left.set(xlabel="depth (% of blocks)", ylabel="norm of the loudest channel / median", yscale="log")
+    left.set_title("input channels of two linears", fontsize=9)
+    left.legend(fontsize=7)
+    middle.set(xlabel="depth (% of blocks)", ylabel="norm of the first token / median", yscale="log")
+    middle.set_title("hidden state of the first token", fontsize=9)
+    right.set(xlabel="depth (% of blocks)", ylabel="attention to the first token (%)", ylim=(0, None))
+    right.set_title("where the last token looks", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: list[str] | None = None, load=tamp.load) -> dict:
+    """Measure every model, record, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--n", type=int, default=16)
+    parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    result = {"samples": options.n, "models": {}}
+    for name in options.models:
+        model, processor = load(name, device="cpu")
+        samples = tamp.calibration_set(conversations.OWN_SETS[name], processor, options.n, seed=0)
+        result["models"][name] = measure(model, samples)
+    recording.write(NAME, result, options.out)
+    draw(result, options.out / f"{NAME}.png")
+    return result
+
+
+if __name__ == "__main__":
+    main()
