@@ -279,7 +279,9 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, tokenizer, text: str, window: int = 512, progress: bool = True) -> float:
+def perplexity(
+    model: nn.Module, tokenizer, text: str, window: int = 512, limit: int | None = None, progress: bool = True
+) -> float:
     """Measure the perplexity of a text, cut into windows that the model sees one by one.
 
     Args:
@@ -287,6 +289,8 @@ def perplexity(model: nn.Module, tokenizer, text: str, window: int = 512, progre
         tokenizer: its tokenizer, or a processor that has one.
         text: the text; its last, shorter window is left out.
         window: tokens per window, each but the first of them predicted.
+        limit: how many windows, from the first on; None for all.
+        progress: show a bar.
 
     Returns:
         ``exp`` of the mean negative log-likelihood per token, nats.
@@ -295,7 +299,7 @@ def perplexity(model: nn.Module, tokenizer, text: str, window: int = 512, progre
         UserError: if the text is shorter than one window.
     """
     ids = _tokens(getattr(tokenizer, "tokenizer", tokenizer), text)
-    windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
+    windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)][:limit]
     if not windows:
         raise UserError(f"The text has {len(ids)} tokens, fewer than one window of {window}.")
     device = model.get_input_embeddings().weight.device

@@ -80,6 +80,8 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         raise UserError(f"Could not load {name!r}: {first}") from error
     if dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float()  # half precision is slow on most CPUs, and widening loses nothing
+    if name in known:
+        model.config._name_or_path = name  # what a report calls it, wherever its folder is
     return model.to(device).eval(), processor
 
 

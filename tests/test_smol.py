@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import tamp
 from tamp import conversations, models
 from tamp.errors import UserError
-from tamp.shipped import adapting, facts, lessons, pictures, smol, smollm2, training
+from tamp.shipped import adapting, facts, lessons, pictures, prose, smol, smollm2, training
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +251,10 @@ def test_larger_pictures_come_in_three_shapes_and_plain_words():
         assert question.answer in question.choices and len(set(question.choices)) == len(question.choices)
     numbers = [question.answer for question in asked if question.task == "number"]
     assert all(number.isdigit() and len(number) == 2 for number in numbers)
+
+
+def test_prose_to_train_on_and_to_measure_on_are_different_texts():
+    measured = prose.texts()
+    assert all(len(text) > 10_000 for text in measured.values())
+    read = prose.docstrings()
+    assert len(read) > 100 and not any(text[:200] in measured[name] for text in read for name in measured)

@@ -4,7 +4,8 @@ The command can be killed at any time and given again: it goes on from its last 
 model. Along the way it keeps a loadable snapshot in the out folder.
 """
 
-from tamp.shipped.training import Recipe, Trainer, command
+from tamp.shipped.running import command
+from tamp.shipped.training import Recipe, Trainer
 
 
 def main(arguments: list[str] | None = None) -> int:

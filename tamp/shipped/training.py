@@ -1,21 +1,16 @@
 """The three training stages of the shipped models, in steps that can be interrupted anywhere."""
 
-import argparse
 import copy
 import dataclasses
-import json
 import logging
 import math
 import os
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
 
@@ -24,10 +19,6 @@ from tamp.shipped.lessons import LABELS, Lesson, Packed, Writing, labelled_pictu
 from tamp.shipped.pictures import TASKS, Question, questions
 
 log = logging.getLogger(__name__)
-
-FINAL_QUESTIONS = 2000
-FINAL_SEED = 20_000
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +170,7 @@ class Trainer:
     """Stages in which the model can answer, and is asked."""
 
     SET = "mini-vqa"
+    FINAL_SEED = 20_000
 
     def __init__(self, recipe: Recipe, seed: int, half: bool = True):
         """Start from scratch.
@@ -235,6 +227,10 @@ class Trainer:
     def _steps(self) -> int:
         return getattr(self.recipe, f"{self.STAGES[self.stage]}_steps")
 
+    def _horizon(self) -> int:
+        """Tell for how many steps the present stage's learning rate and data are laid out."""
+        return self._steps()
+
     def _begin_stage(self) -> None:
         """Choose the parameters to train, and give them a fresh optimiser."""
         if self.done:
@@ -262,7 +258,7 @@ class Trainer:
         """Take one step, and enter the next stage after the last one of a stage."""
         began = time.perf_counter()
         recipe, name = self.recipe, self.STAGES[self.stage]
-        progress = self.step / self._steps()
+        progress = self.step / self._horizon()
         # Data depend on nothing but seed, stage and step: that is what makes a run resumable.
         random = np.random.default_rng(np.random.SeedSequence((self.seed, self.stage, self.step)))
         cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * progress)) / 2
@@ -405,6 +401,10 @@ class Trainer:
         settings = Path(folder, "config.json")
         settings.write_text(settings.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
+    def remarks(self, model: LlavaNextForConditionalGeneration) -> dict:
+        """Measure what else belongs into the record of training."""
+        return {}
+
     def as_shipped(self, folder: str) -> LlavaNextForConditionalGeneration:
         """Load what `ship` wrote, in float32."""
         return LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -417,123 +417,3 @@ def _lower(model: LlavaNextForConditionalGeneration, dtype: torch.dtype = torch.
         for name, buffer in original.named_buffers(recurse=False):
             getattr(module, name).data = buffer.clone()
     return lowered
-
-
-def train(
-    trainer: Trainer, work: Path, out: Path, *, minutes: float | None = None, final: int = FINAL_QUESTIONS
-) -> bool:
-    """Train to the end, from the last checkpoint where there is one.
-
-    Args:
-        trainer: A fresh trainer.
-        work: Folder of the checkpoint.
-        out: Folder of the model; replaced file by file.
-        minutes: Stop after this long, with a checkpoint; no limit by default.
-        final: Questions of the final held-out table.
-
-    Returns:
-        Whether training is over.
-
-    Raises:
-        ValueError: The checkpoint belongs to another seed or recipe.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    checkpoint = work / CHECKPOINT
-    if checkpoint.exists():
-        trainer.load(checkpoint)
-        log.info("going on from stage %d, step %d", trainer.stage, trainer.step)
-    began = time.perf_counter()
-    while not trainer.done:
-        if minutes is not None and time.perf_counter() - began > 60 * minutes:
-            trainer.save(checkpoint)
-            return False
-        trainer.advance()
-        if trainer.step % trainer.recipe.save_every == 0:
-            trainer.save(checkpoint)
-        if trainer.just_checked:
-            export(trainer, out)
-    export(trainer, out, final=final)
-    return True
-
-
-def export(trainer: Trainer, out: Path, *, final: int = 0) -> None:
-    """Write model, processor and training record; every file appears whole or not at all.
-
-    Args:
-        trainer: The trainer.
-        out: Folder to write to, made if missing.
-        final: Questions of the final held-out table; 0 leaves it out.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as fresh:
-        trainer.ship(fresh)
-        model = trainer.as_shipped(fresh)
-        record = {
-            "seed": trainer.seed,
-            "recipe": dataclasses.asdict(trainer.recipe),
-            "parameters": model.num_parameters(),
-            "seconds": {stage: round(seconds, 1) for stage, seconds in trainer.stage_seconds.items()},
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
-            "held_out": held_out(trainer, model, final) if final else None,
-            "curve": trainer.curve,
-        }
-        Path(fresh, "training.json").write_text(json.dumps(record, indent=1) + "\n")
-        for file in sorted(Path(fresh).iterdir()):
-            file.chmod(0o644)
-            os.replace(file, out / file.name)
-
-
-def held_out(trainer: Trainer, model: LlavaNextForConditionalGeneration, n: int) -> dict:
-    """Measure the final table on pictures no stage has seen.
-
-    Args:
-        trainer: Its trainer.
-        model: The model as shipped.
-        n: Number of questions.
-
-    Returns:
-        Stream, seed, mean over tasks, and per task the count, the accuracy and the chance.
-    """
-    asked = questions(n, seed=FINAL_SEED, name=trainer.SET)
-    chance = {question.task: 1 / len(question.choices) for question in asked}
-    tally = accuracy(model, asked, trainer.writing)
-    tasks = {
-        task: {"n": count, "accuracy": round(right / count, 4), "chance": round(chance[task], 4)}
-        for task, (right, count) in tally.items()
-    }
-    mean = sum(entry["accuracy"] for entry in tasks.values()) / len(tasks)
-    return {"stream": "evaluation", "seed": FINAL_SEED, "mean": round(mean, 4), "tasks": tasks}
-
-
-def command(
-    program: str, work: str, defaults: Recipe, make: Callable[[Recipe, int], Trainer], arguments: list[str] | None
-) -> int:
-    """Run a training command.
-
-    Args:
-        program: How the command is called.
-        work: Folder of the checkpoint, unless the command line names another.
-        defaults: Constants that the command line does not change.
-        make: Makes a fresh trainer from constants and a seed.
-        arguments: Command line, without the program; the process's own if None.
-
-    Returns:
-        0 when training is over, 3 when time ran out first.
-    """
-    parser = argparse.ArgumentParser(prog=program, description="Train a shipped model.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for model and training record")
-    parser.add_argument("--work", type=Path, default=Path(work), help="folder for the checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
-    parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--final", type=int, default=FINAL_QUESTIONS, help="questions of the final table")
-    constants = [field.name for field in dataclasses.fields(defaults) if field.name.endswith("_steps")]
-    constants += ["save_every", "check_every", "held_out"]
-    for name in constants:
-        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(defaults, name))
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    recipe = dataclasses.replace(defaults, **{name: getattr(options, name) for name in constants})
-    trainer = make(recipe, options.seed)
-    return 0 if train(trainer, options.work, options.out, minutes=options.minutes, final=options.final) else 3

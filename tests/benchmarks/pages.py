@@ -3,6 +3,7 @@
 python tests/benchmarks/pages.py
 """
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -46,8 +47,24 @@ def training_table(record: dict) -> str:
             "| task | questions | accuracy % | chance % |",
             "|---|---|---|---|",
             *rows,
+            *text_lines(record),
         ]
     )
+
+
+def text_lines(record: dict) -> list[str]:
+    """Tell what training did to text, where it was measured."""
+    if "text" not in record:
+        return []
+    lines = [
+        f"| {name} | {found['untouched']:.4g} | {found['shipped']:.4g} |"
+        for name, found in (
+            ("perplexity, Python's documentation", record["text"]["documentation"]),
+            ("perplexity, Python's licence", record["text"]["licence"]),
+            ("facts, choice accuracy", record["text"]["facts"]),
+        )
+    ]
+    return ["", "| text | SmolLM2 untouched | as shipped |", "|---|---|---|", *lines]
 
 
 def training_figure(record: dict, path: Path) -> None:
@@ -71,6 +88,12 @@ def training_figure(record: dict, path: Path) -> None:
     right.set(xlabel="step of the language stage", ylabel="held-out accuracy (%)", ylim=(0, 103))
     right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=130)
+
+
+def measured(recorded: dict, grid: quality.Grid) -> quality.Grid:
+    """Leave out the levels of a grid that nothing has been recorded of yet."""
+    levels = tuple(level for level in grid.levels if any(cell["sparsity"] == level for cell in recorded["cells"]))
+    return dataclasses.replace(grid, levels=levels)
 
 
 def heading(levels: tuple[float | str, ...], what: str) -> list[str]:
@@ -259,7 +282,9 @@ def cost_table(pruning: dict, selection: dict) -> str:
 
 def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     """Put everything generated between its marks in README.md and data/README.md."""
-    smol, mini = (quality.GRIDS[name] for name in ("smol-llava-next", "mini-llava-next"))
+    smol, mini = (
+        measured(read(grid.name), grid) for grid in map(quality.GRIDS.get, ("smol-llava-next", "mini-llava-next"))
+    )
     for mark, content in (
         ("smol", quality_table(read(smol.name), smol)),
         ("detail", detail_table(read(smol.name), smol)),
@@ -296,7 +321,7 @@ def main() -> None:
     for page, text in zip(pages, refreshed(*(page.read_text() for page in pages))):
         page.write_text(text)
     for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol")):
-        grid = quality.GRIDS[model]
+        grid = measured(read(quality.GRIDS[model].name), quality.GRIDS[model])
         quality_figure(read(grid.name), grid, recording.RESULTS / f"{grid.name}.png")
         training_figure(training_record(model), recording.RESULTS / f"{short}_training.png")
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import real_lm
 import recording
 import torch
 
 import tamp
 from tamp import evaluation
+from tamp.shipped import prose
 
 SEEDS = (0, 1, 2)
 EVALUATION_SEED = 7
@@ -108,12 +108,10 @@ def score(scored: pd.DataFrame) -> dict:
 
 def text_scores(model, processor) -> dict:
     """Measure what is left of the language model: perplexity of two texts, and the choice among answers about facts."""
-    tokenizer = processor.tokenizer
     made = {}
     for name in ("documentation", "licence"):
-        ids = tokenizer(real_lm.texts()[name], add_special_tokens=False)["input_ids"]
-        text = tokenizer.decode(ids[: TEXT_WINDOWS * TEXT_WINDOW + 8])
-        made[name] = round(evaluation.perplexity(model, tokenizer, text, TEXT_WINDOW, progress=False), 3)
+        found = evaluation.perplexity(model, processor, prose.texts()[name], TEXT_WINDOW, TEXT_WINDOWS, progress=False)
+        made[name] = round(found, 3)
     facts = evaluation.answers(model, processor, "facts", FACTS, EVALUATION_SEED, progress=False)
     return {**made, "facts": round(facts["choice_correct"].mean(), 4)}
 
@@ -190,6 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="smol-llava-next", choices=GRIDS)
     parser.add_argument("--limit", type=int, help="questions")
     parser.add_argument("--n", type=int, help="calibration samples")
+    parser.add_argument("--levels", nargs="+", help="run these levels only, such as 0.5 2:4")
     parser.add_argument("--share", default="0/1")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
@@ -209,7 +208,8 @@ def main(arguments: list[str] | None = None) -> None:
     samples = {
         seed: tamp.calibration_set(grid.benchmark, processor, settings["calibration_samples"], seed) for seed in SEEDS
     }
-    for method, level, seed in wanted[place::every]:
+    now = [cell for cell in wanted if not options.levels or cell[0] == "dense" or str(cell[1]) in options.levels]
+    for method, level, seed in now[place::every]:
         if (method, level, seed) in map(key, load(options.out, grid.name, settings)):
             continue
         pruned = copy.deepcopy(model)

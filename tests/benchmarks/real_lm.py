@@ -9,33 +9,16 @@ DAS see one modality. Finished cells are not run again.
 import argparse
 import copy
 import json
-import sysconfig
-from pathlib import Path
-from pydoc_data import topics
 
 import recording
 import torch
 
 import tamp
 from tamp import evaluation
+from tamp.shipped import prose
 
 NAME = "smollm2_text"
 METHODS = ("magnitude", "wanda", "sparsegpt", "das", "das per block", "amia", "tamp")
-
-
-def texts() -> dict[str, str]:
-    """Return documentation to calibrate on, other documentation, and licence prose."""
-    pages = [topics.topics[name] for name in sorted(topics.topics)]
-    licence = next(
-        path
-        for path in (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt", recording.ROOT / "LICENSE")
-        if path.is_file()
-    )
-    return {
-        "calibration": "\n".join(pages[::2]),
-        "documentation": "\n".join(pages[1::2]),
-        "licence": licence.read_text(),
-    }
 
 
 def main(arguments: list[str] | None = None, load=tamp.load) -> dict:
@@ -51,19 +34,12 @@ def main(arguments: list[str] | None = None, load=tamp.load) -> dict:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model, tokenizer = load(options.model, device="cpu", dtype="float32")
-    read = texts()
-
-    def cut(text: str, count: int) -> str:
-        """Cut a text to so many windows, with a little to spare for tokens that join."""
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: count * options.window + 8]
-        return tokenizer.decode(ids)
-
+    read = prose.texts()
     ids = tokenizer(read["calibration"], add_special_tokens=False, return_tensors="pt")["input_ids"][0]
     samples = [
         {"input_ids": part[None], "attention_mask": torch.ones_like(part[None])}
         for part in ids[: options.n * options.window].split(options.window)
     ]
-    measured = {name: cut(read[name], options.windows) for name in ("documentation", "licence")}
     settings = {"model": options.model, "samples": len(samples), "window": options.window, "windows": options.windows}
     path = options.out / f"{NAME}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -79,8 +55,10 @@ def main(arguments: list[str] | None = None, load=tamp.load) -> dict:
             recipe = tamp.Recipe.preset(method.split()[0], sparsity=sparsity, **changes)
             seconds = sum(tamp.prune(pruned, samples, recipe, progress=False).seconds.values())
         scores = {
-            name: round(evaluation.perplexity(pruned, tokenizer, text, options.window, progress=False), 2)
-            for name, text in measured.items()
+            name: round(
+                evaluation.perplexity(pruned, tokenizer, read[name], options.window, options.windows, progress=False), 2
+            )
+            for name in ("documentation", "licence")
         }
         cells.append({"method": method, "sparsity": sparsity, **scores, "seconds": round(seconds, 1)})
         recording.write(NAME, result, options.out)
