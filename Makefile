@@ -1,12 +1,12 @@
 # Every target sets itself up: a virtual environment in .venv from pyproject.toml and constraints.txt, nothing global.
 PYTHON ?= python3
 VENV ?= .venv
-MODEL ?= mini-llava-next
+MODEL ?= smol-llava-next
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint quality train clean
+.PHONY: help install demo test quality train adapt clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,19 +18,22 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## set up the virtual environment only
 
-demo: $(READY)  ## prune the shipped model with Wanda and TAMP, evaluate, write demo.html
+demo: $(READY)  ## prune smol-llava-next (or MODEL=mini-llava-next) three ways, evaluate, write demo.html
 	$(BIN)/tamp demo --model $(MODEL) --out demo.html
 
 test: $(READY)  ## lint and run every test
 	$(BIN)/ruff check tamp tests
 	$(BIN)/pytest
 
-quality: $(READY)  ## measure every method on fresh questions, into data/results/ (half an hour)
-	$(BIN)/python tests/benchmarks/quality.py
+quality: $(READY)  ## measure every method on fresh questions, into data/results/ (hours; goes on where it stopped)
+	$(BIN)/python tests/benchmarks/quality.py --model $(MODEL)
 	$(BIN)/python tests/benchmarks/pages.py
 
-train: $(READY)  ## train the shipped model again, from nothing; go on where it was stopped
+train: $(READY)  ## train mini-llava-next again, from nothing; go on where it was stopped
 	$(BIN)/python -m tamp.shipped.mini --out data/mini-llava-next
+
+adapt: $(READY)  ## train smol-llava-next's tower, projector and updates again; go on where it was stopped
+	$(BIN)/python -m tamp.shipped.adapting --out data/smol-llava-next --threads 2
 
 clean:  ## remove the virtual environment and what the targets wrote
 	rm -rf $(VENV) demo.html

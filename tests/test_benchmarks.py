@@ -7,6 +7,7 @@ from pathlib import Path
 import convergence
 import das_control
 import full_scale
+import outliers
 import pruning_speed
 import pytest
 import quality
@@ -14,6 +15,7 @@ import real_lm
 import repeatability
 import selection_speed
 import tiny
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,7 +118,8 @@ def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path,
 
 def test_the_recorded_grid_is_complete():
     result = recorded("mini_quality")
-    assert len(result["cells"]) == 1 + len(quality.SPARSITIES) * (3 * len(quality.METHOD_NAMES) - 2)
+    wanted = quality.cells(quality.GRIDS["mini-llava-next"])
+    assert sorted(map(quality.key, result["cells"])) == sorted(wanted)
     assert result["questions"] >= 1000
 
 
@@ -142,3 +145,21 @@ def test_recorded_masks_hardly_depend_on_threads():
     for row in recorded("repeatability")["differing_weights"]:
         assert row["same_run_again"] == row["picked_one_sample_at_a_time"] == 0
         assert row["other_threads"] < 1e-6 * row["weights"], row
+
+
+def test_outliers_are_measured_and_drawn(tmp_path):
+    result = outliers.main(["--models", "mini-llava-next", "--n", "2", "--out", str(tmp_path)])
+    found = result["models"]["mini-llava-next"]
+    assert {len(values) for values in (found["first_norm"], *found["linears"].values())} == {8}
+    assert all(0 <= share <= 1 for share in found["first_attention"])
+    assert (tmp_path / "outliers.png").stat().st_size > 10_000
+
+
+def test_a_loud_channel_and_a_sink_are_found(tmp_path):
+    """One channel of the embeddings made a hundred times as loud shows in the linears that read it."""
+    model, samples = tiny.build("llama")
+    plain = outliers.measure(model, samples)
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight[3] *= 100
+    loud = outliers.measure(model, samples)
+    assert loud["linears"]["q_proj"][0] > 20 * plain["linears"]["q_proj"][0]

@@ -2,7 +2,7 @@
 
 The stages are those of the small model: the tower learns to name what its patches show; the projector learns to say it in
 the language model's own word embeddings, so that a row of patches reads like text; low-rank updates teach the language model
-to answer, in three rounds. Prose and short facts are mixed into all, so that what the language model knew is kept.
+to answer, in two rounds. Prose and short facts are mixed into both, so that what the language model knew is kept.
 """
 
 import dataclasses
@@ -30,9 +30,6 @@ HARDER = ("colour", "exist") + ("position", "count", "relation") * 3
 """Questions about a training picture once the tasks `EASIER` are learnt, of which one more is asked."""
 
 EASIER = ("shape", "number", "word")
-COUNTING = ("colour", "exist", "position", "relation") + ("count",) * 8
-"""Questions about a training picture at the end, when counting is the last thing to learn."""
-
 PROSE_WINDOW = 96
 
 
@@ -43,7 +40,6 @@ class SmolRecipe(Recipe):
     Attributes:
         language_horizon: Steps that the language stage is laid out for; it is left early, while its rate still counts.
         refinement_steps, refinement_rate: Length and largest learning rate of the second round.
-        counting_steps, counting_rate: The same of the third round.
         vision_tiles: Tiles in a step of the first two stages.
         projector_rate: Learning rate of the projector beside the updates, as a share of theirs.
         cells: (share of the language stage, cells of all single pictures of a step from there on, about), in order.
@@ -61,8 +57,6 @@ class SmolRecipe(Recipe):
     language_horizon: int = 420
     refinement_steps: int = 150
     refinement_rate: float = 7e-4
-    counting_steps: int = 70
-    counting_rate: float = 5e-4
     vision_tiles: int = 72
     weight_decay: float = 0.0
     projector_rate: float = 0.3
@@ -83,10 +77,9 @@ class SmolRecipe(Recipe):
 class SmolTrainer(Trainer):
     """smol-llava-next in training: tower, projector and low-rank updates, in float32."""
 
-    STAGES = (*Trainer.STAGES, "refinement", "counting")
-    CHECKED = ("language", "refinement", "counting")
+    STAGES = (*Trainer.STAGES, "refinement")
+    CHECKED = ("language", "refinement")
     SET = "smol-vqa"
-    FINAL_SEED = 20_001  # the look at 20_000 is what the counting round was decided on
 
     def __init__(self, recipe: SmolRecipe, seed: int):
         super().__init__(recipe, seed, half=False)
@@ -189,7 +182,6 @@ class SmolTrainer(Trainer):
             [value for share, value in steps if progress >= share][-1]
             for steps in (self.recipe.cells, self.recipe.pairs)
         )
-        pairs = 1 if self.STAGES[self.stage] == "counting" else pairs
         lessons = [
             [
                 single_lesson(random, most, single, self._tasks(random, progress))
@@ -209,8 +201,6 @@ class SmolTrainer(Trainer):
         return [*lessons, [Lesson(nothing, tuple((fact.text, fact.answer) for fact in asked))]]
 
     def _tasks(self, random: np.random.Generator, progress: float) -> tuple[str, ...]:
-        if self.STAGES[self.stage] == "counting":
-            return COUNTING
         if progress < self.recipe.harder:
             return SINGLE_LESSON
         return (*HARDER, EASIER[random.integers(len(EASIER))])
@@ -237,8 +227,6 @@ class SmolTrainer(Trainer):
 
     def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
         return self._language_loss(random, 1.0)
-
-    _counting_loss = _refinement_loss
 
     def _switch(self, on: bool) -> None:
         for module in self.worker.modules():

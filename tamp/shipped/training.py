@@ -170,7 +170,6 @@ class Trainer:
     """Stages in which the model can answer, and is asked."""
 
     SET = "mini-vqa"
-    FINAL_SEED = 20_000
 
     def __init__(self, recipe: Recipe, seed: int, half: bool = True):
         """Start from scratch.

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import tamp
 from tamp import calibration, conversations, models
-from tamp.report import PALETTE
+from tamp.report import METHODS
 
 NAME = "outliers"
 MODELS = ("mini-llava-next", "smol-llava-next")
@@ -58,7 +58,7 @@ def draw(result: dict, path) -> None:
     """Draw the models beside each other: loudest channels, norm of the first token, attention to it."""
     figure = Figure(figsize=(10, 3.3), layout="constrained", facecolor="white")
     left, middle, right = figure.subplots(1, 3)
-    for (name, found), color in zip(result["models"].items(), (PALETTE["text"], PALETTE["visual"])):
+    for (name, found), color in zip(result["models"].items(), METHODS[1:]):
         depth = len(found["first_norm"])
         blocks = [100 * place / max(1, depth - 1) for place in range(depth)]
         for linear, line in (("q_proj", "-"), ("down_proj", ":")):
@@ -69,11 +69,11 @@ def draw(result: dict, path) -> None:
         right.plot(blocks, [100 * share for share in found["first_attention"]], color=color, marker=".", ms=4)
     left.set(xlabel="depth (% of blocks)", ylabel="norm of the loudest channel / median", yscale="log")
     left.set_title("input channels of two linears", fontsize=9)
-    left.legend(fontsize=7)
     middle.set(xlabel="depth (% of blocks)", ylabel="norm of the first token / median", yscale="log")
     middle.set_title("hidden state of the first token", fontsize=9)
     right.set(xlabel="depth (% of blocks)", ylabel="attention to the first token (%)", ylim=(0, None))
     right.set_title("where the last token looks", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -3,11 +3,11 @@
 python tests/benchmarks/pages.py
 """
 
-import dataclasses
 import json
 import statistics
 from pathlib import Path
 
+import outliers
 import quality
 import real_lm
 import recording
@@ -90,12 +90,6 @@ def training_figure(record: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def measured(recorded: dict, grid: quality.Grid) -> quality.Grid:
-    """Leave out the levels of a grid that nothing has been recorded of yet."""
-    levels = tuple(level for level in grid.levels if any(cell["sparsity"] == level for cell in recorded["cells"]))
-    return dataclasses.replace(grid, levels=levels)
-
-
 def heading(levels: tuple[float | str, ...], what: str) -> list[str]:
     """Begin a table with a column per level."""
     names = " | ".join(level if isinstance(level, str) else f"{100 * level:.0f} %" for level in levels)
@@ -128,29 +122,6 @@ def quality_table(recorded: dict, grid: quality.Grid) -> str:
         f"{dense['n']:,} fresh questions, {recorded['calibration_samples']} calibration samples, "
         f"{' or '.join(map(str, sorted(seeds)))} calibration seeds (magnitude needs none); in brackets 95 % intervals, "
         "bootstrapped over questions and seeds."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def detail_table(recorded: dict, grid: quality.Grid) -> str:
-    """Write choice accuracy, retention and what is left of the text side, per method and level."""
-    dense = quality.of(recorded, "dense", 0.0)[0]
-    lines = heading(grid.levels, "retention % / choice % / perplexity / facts %")
-    for method in grid.methods:
-        row = []
-        for level in grid.levels:
-            cells = quality.of(recorded, method, level)
-            row.append(
-                f"{100 * mean(cells, 'accuracy') / dense['accuracy']:.0f} / {100 * mean(cells, 'choice_accuracy'):.0f} / "
-                f"{mean(cells, 'documentation'):,.0f} / {100 * mean(cells, 'facts'):.0f}"
-                if cells
-                else "–"
-            )
-        lines.append(f"| `{method}` | " + " | ".join(row) + " |")
-    note = (
-        f"Retention: accuracy in per cent of the dense model's. Dense: choice {100 * dense['choice_accuracy']:.0f}, "
-        f"perplexity {dense['documentation']:.0f} (Python's documentation; its licence: {dense['licence']:.0f}), facts "
-        f"{100 * dense['facts']:.0f}."
     )
     return "\n".join([*lines, "", note])
 
@@ -188,19 +159,6 @@ def quality_figure(recorded: dict, grid: quality.Grid, path: Path) -> None:
         else:
             axis.set_yscale("log")
     figure.savefig(path, dpi=150)
-
-
-def share_table(recorded: dict, grid: quality.Grid) -> str:
-    """Write what DAS takes from each type of linear, in per cent of its weights, per level."""
-    levels = tuple(level for level in grid.levels if quality.of(recorded, "das", level))
-    lines = heading(levels, "sparsity % under DAS")
-    for linear in quality.of(recorded, "das", levels[0])[0]["sparsity_of"]:
-        shares = [
-            100 * statistics.mean(cell["sparsity_of"][linear] for cell in quality.of(recorded, "das", level))
-            for level in levels
-        ]
-        lines.append(f"| `{linear}` | " + " | ".join(f"{share:.1f}" for share in shares) + " |")
-    return "\n".join(lines)
 
 
 def outlier_table(recorded: dict) -> str:
@@ -282,13 +240,9 @@ def cost_table(pruning: dict, selection: dict) -> str:
 
 def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     """Put everything generated between its marks in README.md and data/README.md."""
-    smol, mini = (
-        measured(read(grid.name), grid) for grid in map(quality.GRIDS.get, ("smol-llava-next", "mini-llava-next"))
-    )
+    mini = quality.GRIDS["mini-llava-next"]
     for mark, content in (
-        ("smol", quality_table(read(smol.name), smol)),
-        ("detail", detail_table(read(smol.name), smol)),
-        ("shares", share_table(read(smol.name), smol)),
+        ("quality", quality_table(read(mini.name), mini)),
         ("outliers", outlier_table(read("outliers"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
     ):
@@ -296,7 +250,6 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     for mark, content in (
         ("training", training_table(training_record("mini-llava-next"))),
         ("adapting", training_table(training_record("smol-llava-next"))),
-        ("quality", quality_table(read(mini.name), mini)),
         ("control", control_table(read("das_control"))),
         ("real", real_table(read("smollm2_text"))),
         ("files", file_table()),
@@ -320,9 +273,10 @@ def main() -> None:
     pages = recording.ROOT / "README.md", DATA / "README.md"
     for page, text in zip(pages, refreshed(*(page.read_text() for page in pages))):
         page.write_text(text)
+    outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
+    grid = quality.GRIDS["mini-llava-next"]
+    quality_figure(read(grid.name), grid, recording.RESULTS / f"{grid.name}.png")
     for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol")):
-        grid = measured(read(quality.GRIDS[model].name), quality.GRIDS[model])
-        quality_figure(read(grid.name), grid, recording.RESULTS / f"{grid.name}.png")
         training_figure(training_record(model), recording.RESULTS / f"{short}_training.png")
 
 
