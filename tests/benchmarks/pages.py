@@ -3,6 +3,7 @@
 python tests/benchmarks/pages.py
 """
 
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -68,13 +69,15 @@ def text_lines(record: dict) -> list[str]:
 
 
 def training_figure(record: dict, path: Path) -> None:
-    """Draw the loss and the held-out accuracy of the language stage."""
-    curve = [entry for entry in record["curve"] if entry["stage"] == "language"]
-    steps = [entry["step"] for entry in curve]
+    """Draw the loss and the held-out accuracy of the stages in which the language model learns, end to end."""
+    curve = [entry for entry in record["curve"] if "mean" in entry]
+    last = {entry["stage"]: entry["step"] for entry in curve}  # stages in order, each with its length
+    starts = dict(zip(last, itertools.accumulate(last.values(), initial=0)))
+    steps = [starts[entry["stage"]] + entry["step"] for entry in curve]
     figure = Figure(figsize=(9, 3), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, width_ratios=[1, 2])
     left.plot(steps, [entry["loss"] for entry in curve], color="#4d4d4d")
-    left.set(xlabel="step of the language stage", ylabel="loss (nats per token)", yscale="log")
+    left.set(xlabel="step of the language model's training", ylabel="loss (nats per token)", yscale="log")
     for number, task in enumerate(curve[0]["accuracy"]):
         right.plot(
             steps,
@@ -85,7 +88,7 @@ def training_figure(record: dict, path: Path) -> None:
             ls=("-", "--")[number // len(METHODS)],
         )
     right.plot(steps, [100 * entry["mean"] for entry in curve], color="black", lw=2.2, label="mean")
-    right.set(xlabel="step of the language stage", ylabel="held-out accuracy (%)", ylim=(0, 103))
+    right.set(xlabel="step of the language model's training", ylabel="held-out accuracy (%)", ylim=(0, 103))
     right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=130)
 
