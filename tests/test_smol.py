@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import tamp
 from tamp import conversations, models
 from tamp.errors import UserError
-from tamp.shipped import adapting, facts, lessons, pictures, prose, smol, smollm2, training
+from tamp.shipped import adapting, answering, facts, lessons, pictures, prose, smol, smollm2
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +144,13 @@ def test_packed_lessons_are_what_the_processor_makes_of_the_questions(small):
         whole = conversations.process(
             processor, conversations.dialogue(question.text, question.answer, question.images)
         )
-        packed = lessons.pack([training._as_lesson([question])], trainer.writing)
+        packed = lessons.pack([answering.as_lesson([question])], trainer.writing)
         length = packed.token_ids.shape[1]
         assert whole["input_ids"][0, :length].tolist() == packed.token_ids[0].tolist()
         assert whole["input_ids"][0, length].item() == tokenizer.eos_token_id
         with torch.no_grad():
             logits = trainer.model(**whole).logits[0, :length][packed.targets[0] >= 0]
-            ours = training.answer_logits(trainer.model, packed)
+            ours = answering.answer_logits(trainer.model, packed)
         torch.testing.assert_close(ours, logits, atol=2e-2, rtol=1e-2)  # the base view is rounded to whole colours
 
 

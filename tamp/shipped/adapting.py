@@ -17,12 +17,13 @@ from transformers import LlavaNextForConditionalGeneration
 
 from tamp import evaluation
 from tamp.shipped import facts, prose, smol
+from tamp.shipped.answering import patch_features
 from tamp.shipped.building import make_vocabulary
 from tamp.shipped.drawing import COLOURS, PATCH, SHAPES
 from tamp.shipped.lessons import SINGLE_LESSON, Lesson, Writing, labelled_pictures, pair_lesson, single_lesson
 from tamp.shipped.pictures import SIZES, plain
 from tamp.shipped.running import command
-from tamp.shipped.training import Recipe, Trainer, patch_features
+from tamp.shipped.training import Recipe, Trainer
 
 SINGLE_SIZES, PAIR_SIZES = SIZES["smol-vqa"]
 

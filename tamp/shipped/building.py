@@ -65,6 +65,32 @@ def make_vocabulary() -> Vocabulary:
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
+def image_processor(tile: int, pinpoints: list[list[int]]) -> LlavaNextImageProcessorPil:
+    """Build what cuts pictures into tiles of an edge of `tile` pixels, after one of the resolutions `pinpoints`."""
+    return LlavaNextImageProcessorPil(
+        size={"height": tile, "width": tile},
+        crop_size={"height": tile, "width": tile},
+        image_grid_pinpoints=pinpoints,
+        resample=4,  # Box: halving is then a plain mean of four pixels.
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def vision_config(tile: int) -> CLIPVisionConfig:
+    """Describe the vision tower of the shipped models, for tiles of an edge of `tile` pixels."""
+    return CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=tile,
+        patch_size=PATCH,
+        projection_dim=128,
+        hidden_act="gelu",
+    )
+
+
 def build_processor() -> LlavaNextProcessor:
     """Build the processor: one token per word, pictures in 32-pixel tiles, a one-question chat template."""
     vocabulary = make_vocabulary()
@@ -83,16 +109,8 @@ def build_processor() -> LlavaNextProcessor:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    image_processor = LlavaNextImageProcessorPil(
-        size={"height": TILE, "width": TILE},
-        crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=PINPOINTS,
-        resample=4,  # Box: halving is then a plain mean of four pixels.
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
     return LlavaNextProcessor(
-        image_processor=image_processor,
+        image_processor=image_processor(TILE, PINPOINTS),
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -112,16 +130,6 @@ def build_model(seed: int) -> LlavaNextForConditionalGeneration:
     """
     vocabulary = make_vocabulary()
     ends = {"bos_token_id": vocabulary["<bos>"], "eos_token_id": vocabulary["<eos>"], "pad_token_id": 0}
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=TILE,
-        patch_size=PATCH,
-        projection_dim=128,
-        hidden_act="gelu",
-    )
     text = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=HIDDEN,
@@ -136,7 +144,7 @@ def build_model(seed: int) -> LlavaNextForConditionalGeneration:
         **ends,
     )
     config = LlavaNextConfig(
-        vision_config=vision,
+        vision_config=vision_config(TILE),
         text_config=text,
         image_token_index=vocabulary["<image>"],
         vision_feature_layer=-1,

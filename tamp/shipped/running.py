@@ -15,8 +15,9 @@ import torch
 import transformers
 from transformers import LlavaNextForConditionalGeneration
 
+from tamp.shipped.answering import accuracy
 from tamp.shipped.pictures import questions
-from tamp.shipped.training import Recipe, Trainer, accuracy
+from tamp.shipped.training import Recipe, Trainer
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPVisionConfig,
     GenerationConfig,
     LlamaForCausalLM,
     LlavaNextConfig,
@@ -21,11 +20,11 @@ from transformers import (
     LlavaNextProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from tamp.checkpoint import sha256
 from tamp.errors import UserError
 from tamp.shipped import smollm2
+from tamp.shipped.building import image_processor, vision_config
 from tamp.shipped.drawing import PATCH
 from tamp.shipped.places import data_folder, made_once
 
@@ -146,19 +145,9 @@ def assemble(base: LlamaForCausalLM, seed: int = 0) -> LlavaNextForConditionalGe
         seed: Seed of the untrained weights.
     """
     text = base.config
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=TILE,
-        patch_size=PATCH,
-        projection_dim=128,
-        hidden_act="gelu",
-    )
     ends = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
     config = LlavaNextConfig(
-        vision_config=vision,
+        vision_config=vision_config(TILE),
         text_config=text,
         image_token_index=16,
         vision_feature_layer=-1,
@@ -181,16 +170,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaNextProcessor:
     """Build the processor around the language model's own tokenizer: pictures in 64-pixel tiles, chats as of SmolLM2."""
     tokenizer.padding_side = "left"
     tokenizer.image_token = IMAGE_TOKEN
-    image_processor = LlavaNextImageProcessorPil(
-        size={"height": TILE, "width": TILE},
-        crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=PINPOINTS,
-        resample=4,  # Box: halving is then a plain mean of four pixels.
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
     return LlavaNextProcessor(
-        image_processor=image_processor,
+        image_processor=image_processor(TILE, PINPOINTS),
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
