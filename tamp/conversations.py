@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tamp.checkpoint import MANIFEST
 from tamp.errors import UserError, unknown
 from tamp.shipped import facts, pictures
 from tamp.shipped.pictures import Question
@@ -101,16 +102,21 @@ def questions(source: str | Path, n: int | None = None, seed: int = 0) -> list[Q
 
 
 def own_set(model: str | Path, given: str | None, option: str) -> str:
-    """Return the set that was given, or else the one made for a model.
+    """Return the set that was given, or else the one made for a model or for what a saved folder was pruned from.
 
     Raises:
-        UserError: naming the option to give one with, if neither exists.
+        UserError: naming the option to give one with, if there is none.
     """
-    if given is None and str(model) not in OWN_SETS:
+    if given is not None:
+        return given
+    name, manifest = str(model), Path(model) / MANIFEST
+    if manifest.is_file():
+        name = (json.loads(manifest.read_text())["report"] or {}).get("model", name)
+    if name not in OWN_SETS:
         raise UserError(
             f"No set of questions is made for {str(model)!r}: name one with {option} ({', '.join(SETS)}, or a file)."
         )
-    return given or OWN_SETS[str(model)]
+    return OWN_SETS[name]
 
 
 def _shipped(name: str, n: int, seed: int, stream: str) -> list[Question]:
