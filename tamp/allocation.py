@@ -1,7 +1,8 @@
 """From scores to a plan: how many weights each linear drops, exact to one weight.
 
-The rule is ECoFLaP's (arXiv 2310.02998), which the paper inherits: every linear first keeps what the cap demands, and the
-rest of the budget is shared in proportion to the scores. Counts are whole numbers throughout.
+:func:`allocate` is ECoFLaP's rule (arXiv 2310.02998), which the paper inherits: every linear first keeps what the cap
+demands, and the rest of the budget is shared in proportion to the scores. :func:`banded` is OWL's. Counts are whole numbers
+throughout.
 """
 
 import math
@@ -90,6 +91,43 @@ def allocate(
             left -= grant
         open_linears -= full
     return [size - kept for size, kept in zip(sizes, _round(shares, keep, sizes))]
+
+
+def banded(scores: Sequence[float], sizes: Sequence[int], sparsity: float, half_width: float = 0.08) -> list[int]:
+    """Spread sparsity over a band around the target: a higher score drops less.
+
+    OWL's rule (arXiv 2310.05175, section 3.2): scores are scaled to a band as wide as ``2 * half_width`` and shifted so that
+    the mean over all weights is the target.
+
+    Args:
+        scores: one per block, finite; all equal means the same sparsity everywhere.
+        sizes: weights per block.
+        sparsity: share of all weights to drop, in [0, 1).
+        half_width: OWL's lambda; made smaller where a block would drop fewer than none of its weights or more than all.
+
+    Returns:
+        Weights to drop per block; the total is exactly ``round(sum(sizes) * sparsity)``.
+
+    Raises:
+        ValueError: if the lengths differ, a score is not finite, or ``half_width`` is negative.
+    """
+    if len(scores) != len(sizes):
+        raise ValueError(f"{len(scores)} scores for {len(sizes)} blocks")
+    if not all(math.isfinite(score) for score in scores) or not half_width >= 0:
+        raise ValueError(f"scores must be finite and half_width at least 0, not {list(scores)} and {half_width}")
+    share, sizes, total = masks.exact(sparsity), _whole(sizes), sum(sizes)
+    low, high = Fraction(float(min(scores))), Fraction(float(max(scores)))
+    scaled = [(Fraction(float(score)) - low) / (high - low) if high > low else Fraction(0) for score in scores]
+    centre = sum(size * place for size, place in zip(sizes, scaled)) / total
+    width = min([2 * Fraction(str(float(half_width))), *_room(scaled, centre, share)])
+    return _round(
+        [size * (share - width * (place - centre)) for size, place in zip(sizes, scaled)], round(total * share)
+    )
+
+
+def _room(scaled: list[Fraction], centre: Fraction, share: Fraction) -> list[Fraction]:
+    """List the widths at which a block would drop none or all of its weights."""
+    return [(share if place > centre else share - 1) / (place - centre) for place in scaled if place != centre]
 
 
 def _whole(sizes: Sequence[int]) -> list[int]:

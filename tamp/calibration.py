@@ -195,6 +195,30 @@ def linear_tokens(linears: dict[str, nn.Linear]) -> Iterator[dict[str, tuple[Ten
         yield tokens
 
 
+def finite(position: int, number: int, tokens: dict[str, tuple[Tensor, Tensor]], hidden: Tensor) -> None:
+    """Check the activations of a block for NaN and infinity.
+
+    Raises:
+        UserError: naming block, linear and sample.
+    """
+    named = {}
+    seen = set()
+    for name, (inputs, outputs) in tokens.items():
+        if inputs.data_ptr() not in seen:
+            seen.add(inputs.data_ptr())
+            named[f"the input of {name}"] = inputs
+        named[f"the output of {name}"] = outputs
+    named["its output"] = hidden
+    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in named.values()])
+    if not sums.sum().isfinite():  # one look on the host; a large but finite tensor cannot get this far in float32
+        for what, tensor in named.items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"Block {position}, sample {number}: {what} holds NaN or infinity. Check the sample, or load "
+                    "the model in bfloat16 or float32."
+                )
+
+
 class AttentionRow:
     """The attention of the last valid token, filled while a block runs inside :func:`attention_row`.
 

@@ -6,7 +6,6 @@ next block.
 """
 
 import contextlib
-import itertools
 import math
 import time
 from collections import defaultdict
@@ -16,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tamp import allocation, calibration, criteria, diversity, masks, models, selection
+from tamp import allocation, calibration, criteria, masks, models, planning, selection
 from tamp.errors import UserError
 from tamp.recipe import Recipe
 from tamp.report import Report, peak_memory
@@ -60,9 +59,10 @@ def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, prog
             scores = None
             if recipe.plans:
                 with watch("allocate"):
-                    scores = das_scores(stack, captured[: recipe.allocation_samples], recipe, progress)
+                    score = planning.SCORES[recipe.allocation]
+                    scores = score(stack, captured[: recipe.allocation_samples], recipe, progress)
             sizes = {name: linear.weight.numel() for name, linear in linears.items()}
-            plan = make_plan(sizes, [len(models.linears(block)) for block in stack], scores, recipe)
+            plan = planning.make_plan(sizes, [len(models.linears(block)) for block in stack], scores, recipe)
             drops = iter(plan.drops)
             rows = []
             for position, block in enumerate(calibration.steps(stack, "prune", progress)):
@@ -145,87 +145,6 @@ class Stopwatch:
         self.seconds[phase] += time.perf_counter() - start
 
 
-def das_scores(
-    stack: list[nn.Module], captured: list[calibration.Captured], recipe: Recipe, progress: bool = True
-) -> list[float]:
-    """Score every linear by the diversity of its output tokens on the dense model: pass 1.
-
-    Section 3.2 of the paper. Scores are averaged over samples and rounded to six decimals, so that the last bits of a sum,
-    which depend on the number of threads, do not decide about weights.
-
-    Args:
-        stack: the decoder blocks.
-        captured: calibration samples as they enter block 0; left as they are.
-        recipe: ``das_similarity`` says how cosines are averaged within a modality.
-        progress: show a bar.
-
-    Returns:
-        One score per linear, in the order of the blocks.
-
-    Raises:
-        UserError: if activations are not finite, or no sample has two tokens to compare.
-    """
-    walkers = [calibration.Captured(batch.hidden, batch.kwargs, batch.modality) for batch in captured]
-    present = sorted({code for batch in captured for code in batch.modality.unique().tolist() if code >= 0})
-    pairs = diversity.pairs_of(torch.tensor(present))
-    padded = [bool((batch.modality < 0).any()) for batch in captured]
-
-    def terms(units: Tensor, codes: Tensor) -> Tensor:
-        if recipe.das_similarity == "mean":
-            return diversity.mean_similarities(units, diversity.membership(codes, pairs))
-        return diversity.positive_similarities(units @ units.T, codes, pairs)
-
-    scores = []
-    for position, block in enumerate(calibration.steps(stack, "score", progress)):
-        values = []  # per row of every sample: (linears, terms)
-        with calibration.linear_tokens(models.linears(block)) as tokens:
-            for number, batch in enumerate(walkers):
-                hidden = batch.run(block, position)
-                finite(position, number, tokens, hidden)
-                for row, codes in enumerate(batch.modality):
-                    outputs = [output[row] for _, output in tokens.values()]
-                    if padded[number]:
-                        outputs, codes = [output[codes >= 0] for output in outputs], codes[codes >= 0]
-                    values.append(torch.stack([terms(diversity.unit(output), codes) for output in outputs]))
-                batch.hidden = hidden
-        diverse = 1 - torch.stack(values)  # (rows, linears, terms)
-        per_row = diverse.nanmean(-1) * len(pairs)  # the mean over defined terms, times their nominal number
-        scores += [max(round(score, 6), 0.0) for score in per_row.double().nanmean(0).tolist()]
-    if any(math.isnan(score) for score in scores):
-        raise UserError("DAS compares tokens with each other, and no calibration sample has two of them.")
-    return scores
-
-
-def make_plan(
-    sizes: dict[str, int], per_block: list[int], scores: list[float] | None, recipe: Recipe
-) -> allocation.Plan:
-    """Turn scores into weights to drop per linear.
-
-    Args:
-        sizes: weights per linear, in the order of the blocks.
-        per_block: number of linears in every block; blocks may differ.
-        scores: one per linear, or None for the same share everywhere.
-        recipe: target, cap and granularity.
-    """
-    counts = list(sizes.values())
-    cap = min(1.0, recipe.sparsity + recipe.das_cap)
-    if scores is None:
-        drops = allocation.uniform(counts, recipe.sparsity)
-    elif recipe.das_granularity == "linear":
-        drops = allocation.allocate(scores, counts, recipe.sparsity, cap)
-    else:
-        ends = itertools.accumulate(per_block)
-        grouped = [range(end - each, end) for end, each in zip(ends, per_block)]
-        totals = [sum(counts[i] for i in group) for group in grouped]
-        means = [sum(scores[i] for i in group) / len(group) for group in grouped]
-        drops = []
-        for group, drop in zip(grouped, allocation.allocate(means, totals, recipe.sparsity, cap)):
-            drops += allocation.spread([counts[i] for i in group], drop)
-    return allocation.Plan(
-        linears=tuple(sizes), sizes=tuple(counts), drops=tuple(drops), scores=None if scores is None else tuple(scores)
-    )
-
-
 def collect(
     block: nn.Module, position: int, captured: list[calibration.Captured], recipe: Recipe
 ) -> tuple[dict, dict[str, float], list[Tensor]]:
@@ -255,7 +174,7 @@ def collect(
             if attention:
                 attention.last = calibration.last_valid(batch.modality)
             dense.append(batch.run(block, position))
-            finite(position, number, tokens, dense[-1])
+            calibration.finite(position, number, tokens, dense[-1])
             for row, codes in enumerate(batch.modality):
                 inputs = {name: tokens[name][0][row] for name in linears}
                 if attention:
@@ -302,30 +221,6 @@ def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -
         for name in others:
             statistics[name].total += part
             statistics[name].count = statistics[first].count
-
-
-def finite(position: int, number: int, tokens: dict[str, tuple[Tensor, Tensor]], hidden: Tensor) -> None:
-    """Check the activations of a block for NaN and infinity.
-
-    Raises:
-        UserError: naming block, linear and sample.
-    """
-    named = {}
-    seen = set()
-    for name, (inputs, outputs) in tokens.items():
-        if inputs.data_ptr() not in seen:
-            seen.add(inputs.data_ptr())
-            named[f"the input of {name}"] = inputs
-        named[f"the output of {name}"] = outputs
-    named["its output"] = hidden
-    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in named.values()])
-    if not sums.sum().isfinite():  # one look on the host; a large but finite tensor cannot get this far in float32
-        for what, tensor in named.items():
-            if not tensor.isfinite().all():
-                raise UserError(
-                    f"Block {position}, sample {number}: {what} holds NaN or infinity. Check the sample, or load "
-                    "the model in bfloat16 or float32."
-                )
 
 
 def prune_linear(linear: nn.Linear, statistic, drop: int, recipe: Recipe) -> None:

@@ -10,12 +10,13 @@ PRESETS: dict[str, dict[str, str]] = {
     "wanda": {"allocation": "uniform", "tokens": "all", "criterion": "wanda"},
     "sparsegpt": {"allocation": "uniform", "tokens": "all", "criterion": "sparsegpt"},
     "text": {"allocation": "uniform", "tokens": "text", "criterion": "wanda"},
+    "owl": {"allocation": "owl", "tokens": "all", "criterion": "wanda"},
     "das": {"allocation": "das", "tokens": "all", "criterion": "wanda"},
     "amia": {"allocation": "uniform", "tokens": "amia", "criterion": "wanda"},
     "tamp": {"allocation": "das", "tokens": "amia", "criterion": "wanda"},
 }
 CHOICES = {
-    "allocation": ("uniform", "das"),
+    "allocation": ("uniform", "owl", "das"),
     "tokens": ("all", "text", "amia"),
     "criterion": ("magnitude", "wanda", "sparsegpt"),
     "das_similarity": ("mean", "positive"),
@@ -30,15 +31,17 @@ class Recipe:
 
     Attributes:
         sparsity: share of weights to drop, in [0, 1). With a pattern it is n / m and need not be given.
-        pattern: ``"n:m"``, n of every m consecutive inputs dropped. It fixes every linear's sparsity, so a DAS plan has
+        pattern: ``"n:m"``, n of every m consecutive inputs dropped. It fixes every linear's sparsity, so a plan has
             nothing left to say and is not made.
-        allocation: how sparsity is spread over the linears: ``"uniform"`` or ``"das"``.
+        allocation: how sparsity is spread over the linears: ``"uniform"``, ``"owl"`` or ``"das"``.
         tokens: which calibration tokens count: ``"all"``, ``"text"`` or ``"amia"``.
         criterion: ``"magnitude"`` (needs no calibration), ``"wanda"`` or ``"sparsegpt"``.
         das_similarity: ``"mean"`` (the paper, closed form) or ``"positive"`` (as released).
         das_granularity: a sparsity per ``"linear"`` (the paper) or per ``"block"``.
         das_cap: how far above ``sparsity`` any linear may go.
-        allocation_samples: how many calibration samples DAS looks at, from the first on; None for all.
+        owl_threshold: an entry of Wanda's metric above this many times its block's mean is an outlier.
+        owl_band: how far from ``sparsity`` OWL moves a block, its lambda.
+        allocation_samples: how many calibration samples an allocation looks at, from the first on; None for all.
         amia_similarity: like ``das_similarity``, in AMIA's stopping rule.
         amia_neighbours: k of AMIA's graph.
         amia_threshold: of AMIA's stopping rule.
@@ -54,6 +57,8 @@ class Recipe:
     das_similarity: str = "mean"
     das_granularity: str = "linear"
     das_cap: float = 0.1
+    owl_threshold: float = 5.0
+    owl_band: float = 0.08
     allocation_samples: int | None = 32
     amia_similarity: str = "positive"
     amia_neighbours: int = 3
@@ -78,6 +83,8 @@ class Recipe:
             raise UserError(str(error)) from error
         for name, low in (
             ("das_cap", 0),
+            ("owl_threshold", 0),
+            ("owl_band", 0),
             ("amia_neighbours", 1),
             ("amia_threshold", 0),
             ("damping", 0),

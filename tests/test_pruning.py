@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from test_calibration import pad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tamp import criteria, diversity, masks, models, pruning, selection
+from tamp import criteria, masks, models, pruning, selection
 from tamp.errors import UserError
 from tamp.recipe import CHOICES, PRESETS, Recipe
 
@@ -143,58 +143,6 @@ def test_the_walk_prunes_what_plain_forward_passes_say(family, tokens):
     pruning.prune(model, samples, Recipe(allocation="uniform", tokens=tokens, sparsity=0.5), progress=False)
     for (name, mask), other in zip(zeros(model).items(), expected):
         assert (mask ^ other).float().mean() <= 0.002, name  # attention comes from another kernel: last bits may differ
-
-
-@EVERY
-def test_das_scores_are_the_diversity_of_dense_outputs(family):
-    model, samples = tiny.build(family)
-    seen: dict[str, list] = {}
-    handles = [
-        linear.register_forward_hook(lambda m, i, o, name=name: seen.setdefault(name, []).append(o[0]))
-        for prefix, block in models.blocks(model).items()
-        for name, linear in ((f"{prefix}.{name}", linear) for name, linear in models.linears(block).items())
-    ]
-    with torch.no_grad():
-        for each in samples:
-            model(**each, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    report = pruning.prune(model, samples, Recipe.preset("das"), progress=False)
-    codes = [models.modality(model, each)[0] for each in samples]
-    terms = 1 if family == "llama" else 3
-    for name, score in zip(report.plan.linears, report.plan.scores):
-        each = [
-            diversity.diversity(diversity.similarities(outputs, code), terms)
-            for outputs, code in zip(seen[name], codes)
-        ]
-        assert score == pytest.approx(sum(each) / len(each), abs=2e-6)
-
-
-def test_block_granularity_gives_the_linears_of_a_block_one_sparsity():
-    _, report = run(das_granularity="block", sparsity=0.5)
-    for _, rows in report.table.groupby("block"):
-        assert ((rows["got"] - rows["got"].iloc[0]).abs() * rows["weights"] <= 1.001).all()
-    assert report.table["got"].nunique() > 1
-    assert report.sparsity == 0.5
-
-
-def test_blocks_with_different_numbers_of_linears_are_pooled_as_they_are():
-    sizes = dict.fromkeys(("0.a", "1.a", "1.b", "1.c", "2.a"), 100)
-    recipe = Recipe(sparsity=0.5, das_granularity="block")
-    plan = pruning.make_plan(sizes, [1, 3, 1], [1.0, 2.0, 3.0, 4.0, 1.0], recipe)
-    first, *middle, last = plan.drops
-    assert max(middle) - min(middle) <= 1
-    assert abs(first - last) <= 1
-    assert sum(plan.drops) == 250
-
-
-def test_higher_diversity_keeps_more_and_the_cap_holds():
-    _, report = run(allocation="das", tokens="all", sparsity=0.5, das_cap=0.05)
-    table = report.table
-    assert table["got"].max() <= 0.55
-    for _, same in table.groupby("weights"):
-        ordered = same.sort_values("score")
-        assert ordered["got"].is_monotonic_decreasing
 
 
 @pytest.mark.parametrize("tokens", CHOICES["tokens"])

@@ -23,7 +23,7 @@ from tamp.shipped.drawing import COLOURS, PATCH, SHAPES
 from tamp.shipped.lessons import SINGLE_LESSON, Lesson, Writing, labelled_pictures, pair_lesson, single_lesson
 from tamp.shipped.pictures import SIZES, plain
 from tamp.shipped.running import command
-from tamp.shipped.training import Recipe, Trainer
+from tamp.shipped.training import Recipe, Trainer, at
 
 SINGLE_SIZES, PAIR_SIZES = SIZES["smol-vqa"]
 
@@ -174,15 +174,12 @@ class SmolTrainer(Trainer):
         target = torch.cat([base[:, :1], full[:, 1:]], dim=1)
         return torch.where((labels > 0).any(-1, keepdim=True), target, self._plain)
 
-    def _lessons(self, random: np.random.Generator, most: int) -> list[list[Lesson]]:
-        progress = self.step / self._horizon() if self.STAGES[self.stage] == "language" else 1.0
+    def _lessons(self, random: np.random.Generator, progress: float) -> list[list[Lesson]]:
+        most = at(self.recipe.growth, progress)
         # Training begins with the small pictures: in them there is less to look through.
         sizes = PAIR_SIZES if progress < self.recipe.small else SINGLE_SIZES
         single, paired = sizes[random.integers(len(sizes))], PAIR_SIZES[random.integers(len(PAIR_SIZES))]
-        cells, pairs = (
-            [value for share, value in steps if progress >= share][-1]
-            for steps in (self.recipe.cells, self.recipe.pairs)
-        )
+        cells, pairs = at(self.recipe.cells, progress), at(self.recipe.pairs, progress)
         lessons = [
             [
                 single_lesson(random, most, single, self._tasks(random, progress))
@@ -223,7 +220,6 @@ class SmolTrainer(Trainer):
         adapted = self.worker(input_ids=ids, use_cache=False).logits.log_softmax(-1)
         divergence = functional.kl_div(adapted, untouched, log_target=True, reduction="sum") / ids.numel()
         (self.recipe.prose_weight * divergence).backward()
-        self.divergence = divergence.item()
         return value
 
     def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
@@ -246,7 +242,7 @@ class SmolTrainer(Trainer):
         measured: dict[str, dict] = {"documentation": {}, "licence": {}, "facts": {}}
         for name, some, reader in (
             ("untouched", untouched, tokenizer),
-            ("shipped", model, smol.build_processor(smol.language_model()[1])),
+            ("shipped", model, smol.build_processor(tokenizer)),
         ):
             some.eval()
             for text in ("documentation", "licence"):

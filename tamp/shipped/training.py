@@ -63,6 +63,11 @@ class Recipe:
     save_every: int = 50
 
 
+def at(schedule: tuple[tuple[float, int], ...], progress: float) -> int:
+    """Look up a schedule of (share of a stage, value from there on), in order."""
+    return [value for share, value in schedule if progress >= share][-1]
+
+
 class Trainer:
     """The model in training, and everything needed to go on later.
 
@@ -236,16 +241,16 @@ class Trainer:
         weights = torch.where(labels > 0, 1.0, self.recipe.background)
         return (losses * weights).sum() / weights.sum()
 
-    def _lessons(self, random: np.random.Generator, most: int) -> list[list[Lesson]]:
+    def _lessons(self, random: np.random.Generator, progress: float) -> list[list[Lesson]]:
         """Make the lessons of a step: alike ones in a list."""
+        most = at(self.recipe.growth, progress)
         return [
             [single_lesson(random, most) for _ in range(self.recipe.single_lessons)],
             [pair_lesson(random, most) for _ in range(self.recipe.pair_lessons)],
         ]
 
     def _language_loss(self, random: np.random.Generator, progress: float) -> float:
-        most = [objects for share, objects in self.recipe.growth if progress >= share][-1]
-        batches = [pack(lessons, self.writing) for lessons in self._lessons(random, most)]
+        batches = [pack(lessons, self.writing) for lessons in self._lessons(random, progress)]
         total = sum(int((batch.targets >= 0).sum()) for batch in batches)
         value = 0.0
         for batch in batches:

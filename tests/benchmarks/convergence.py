@@ -12,7 +12,7 @@ import recording
 import torch
 
 import tamp
-from tamp import calibration, models, pruning
+from tamp import calibration, models, planning
 
 
 def distance(one: list[int], other: list[int]) -> float:
@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> dict:
 
     def plan(captured: list) -> list[int]:
         with torch.no_grad():
-            scores = pruning.das_scores(stack, captured, recipe, progress=False)
-        return list(pruning.make_plan(sizes, per_block, scores, recipe).drops)
+            scores = planning.das_scores(stack, captured, recipe, progress=False)
+        return list(planning.make_plan(sizes, per_block, scores, recipe).drops)
 
     every = plan(calibration.capture(model, tamp.calibration_set("mini-vqa", processor, options.n, seed=1000), False))
     curve = []
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict:
         curve.append(
             {"samples": n, "distance_mean": round(sum(apart) / len(apart), 5), "distance_max": round(max(apart), 5)}
         )
-    uniform = pruning.make_plan(sizes, per_block, None, recipe).drops
+    uniform = planning.make_plan(sizes, per_block, None, recipe).drops
     result = {
         "model": "mini-llava-next",
         "sparsity": 0.6,
