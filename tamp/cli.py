@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--preset", default="tamp", help="a row of the table of methods (default: tamp)")
     prune.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5)")
     prune.add_argument("--pattern", help="n:m, such as 2:4, instead of a sparsity")
-    prune.add_argument("--allocation", help="uniform or das, instead of the preset's")
+    prune.add_argument("--allocation", help="uniform, owl or das, instead of the preset's")
     prune.add_argument("--tokens", help="all, text or amia, instead of the preset's")
     prune.add_argument("--criterion", help="magnitude, wanda or sparsegpt, instead of the preset's")
     prune.add_argument(
@@ -144,7 +144,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     import tamp
-    from tamp import conversations, evaluation, report
+    from tamp import conversations, evaluation, figures, report
 
     start = time.perf_counter()
     sparsity, limit, n = (
@@ -177,7 +177,7 @@ def _demo(options: argparse.Namespace) -> None:
         [
             ("Before and after", totals.round(3)),
             ("Accuracy per task (%)", tasks),
-            ("", report.accuracy_figure(scores)),
+            ("", figures.accuracy_figure(scores)),
             *((f"How {name} pruned", made) for name, made in reports.items()),
         ],
     )

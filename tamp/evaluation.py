@@ -211,9 +211,8 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
     cache = decoder(**call, past_key_values=DynamicCache(config=config)).past_key_values
     length = cache.get_seq_length()
     device = model.get_input_embeddings().weight.device
-    table: list[
-        tuple[int, int, int, int]
-    ] = []  # token id, distance from the prefix, question, answer or 0 for the prompt
+    # Each row: token id, distance from the prefix, question, answer (0 for the prompt).
+    table: list[tuple[int, int, int, int]] = []
     read: list[dict[str, list[int]]] = []  # per question: answer to the places whose logits predict its tokens
     for number, (question, one) in enumerate(zip(group.questions, group.asked)):
         table += [(token, place, number, 0) for place, token in enumerate(one.prompt)]

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import platform
 import resource
 from dataclasses import asdict, dataclass
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tamp.recipe import Recipe
-
-PALETTE = {"dense": "#4d4d4d", "visual": "#d1813f", "audio": "#8a5a9e", "text": "#3d7ea6"}
-METHODS = ("#9a9a9a", "#3d7ea6", "#c2573d", "#5b9a5f", "#8a5a9e", "#b3923b", "#45a3a0", "#d07ba5")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -93,17 +91,19 @@ class Report:
         """Draw sparsity per linear and error per block."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        from tamp.figures import LINEARS, METHODS
+
+        figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-        for color, (name, rows) in zip(METHODS[1:] * 4, self.table.groupby("linear", sort=False)):
+        for color, (name, rows) in zip(LINEARS * 4, self.table.groupby("linear", sort=False)):
             left.plot(rows["block"], rows["got"] * 100, "o-", ms=4, lw=1, color=color, label=name.split(".")[-1])
         left.set(xlabel="block", ylabel="sparsity (%)", title="sparsity per linear")
         target = 100 * self.sparsity
         left.set_ylim(min(left.get_ylim()[0], target - 12), max(left.get_ylim()[1], target + 12))
-        left.axhline(target, color=PALETTE["dense"], ls="dotted", lw=1)
+        left.axhline(target, color=METHODS["dense"], ls="dotted", lw=1)
         left.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         errors = self.table.groupby("block")["error"].first()
-        right.plot(errors.index, errors, "o-", ms=4, color=PALETTE["dense"])
+        right.plot(errors.index, errors, "o-", ms=4, color=METHODS["dense"])
         right.set_ylim(bottom=0)
         right.set(xlabel="block", ylabel="relative error", title="error of the block's output")
         return figure
@@ -121,9 +121,21 @@ def recorded(name: str) -> dict[str, Any]:
         UserError: if there is no such file.
     """
     folder = data_folder() / "results"
-    if not (folder / f"{name}.json").is_file():
-        raise unknown("recorded result", name, sorted(path.stem for path in folder.glob("*.json")))
-    return json.loads((folder / f"{name}.json").read_text())
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.json"))
+        raise unknown("recorded result", name, known)
+    return json.loads(path.read_text())
+
+
+def write_result(path: str | Path, result: dict[str, Any]) -> Path:
+    """Write a result as JSON beside the versions it was made with, completely or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps({"made_with": versions(), **result}, indent=1) + "\n")
+    os.replace(beside, path)
+    return path
 
 
 def write_html(path: str | Path, title: str, parts: list[tuple[str, Any]]) -> Path:
@@ -162,43 +174,3 @@ def _content(content: Any) -> str:
         content.savefig(buffer, format="png", dpi=150)
         return f"<img alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
     return f"<p>{html.escape(str(content))}</p>"
-
-
-def accuracy_figure(scores: dict[str, pd.DataFrame]) -> "Figure":
-    """Draw accuracy per task with its interval, one bar per model, chance as a line.
-
-    Args:
-        scores: tables of :func:`tamp.evaluate` by name of the model, over the same tasks.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axis = figure.subplots()
-    width = 0.8 / len(scores)
-    for number, (name, table) in enumerate(scores.items()):
-        x = [position + (number - (len(scores) - 1) / 2) * width for position in range(len(table))]
-        share = table["accuracy"] * 100
-        spread = [(share - table["low"] * 100).clip(lower=0), (table["high"] * 100 - share).clip(lower=0)]
-        axis.bar(
-            x,
-            share,
-            width * 0.92,
-            label=name,
-            color=[PALETTE["dense"], *METHODS[1:]][number % len(METHODS)],
-            yerr=spread,
-            error_kw={"lw": 0.8},
-        )
-    chance = next(iter(scores.values()))["chance"] * 100
-    axis.hlines(
-        chance,
-        [p - 0.42 for p in range(len(chance))],
-        [p + 0.42 for p in range(len(chance))],
-        colors="black",
-        linestyles="dotted",
-        lw=1.2,
-        label="chance",
-    )
-    axis.set_xticks(range(len(chance)), next(iter(scores.values()))["task"])
-    axis.set(ylabel="accuracy (%)", ylim=(0, 105))
-    axis.legend(ncols=len(scores) + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    return figure

@@ -17,6 +17,8 @@ import selection_speed
 import tiny
 import torch
 
+from tamp import comparison
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,10 +59,10 @@ def test_convergence_runs_and_more_samples_come_closer(tmp_path):
 
 
 def test_the_control_of_das_runs_and_puts_the_scores_back(tmp_path):
-    before = das_control.pruning.das_scores
+    before = das_control.planning.SCORES["das"]
     result = das_control.main(["--limit", "10", "--n", "2", "--sparsities", "0.7", "--out", str(tmp_path)])
     assert len({row["nll"] for row in result["rows"]}) == len(das_control.VARIANTS)
-    assert das_control.pruning.das_scores is before
+    assert das_control.planning.SCORES["das"] is before
     assert das_control.reverse_ranks([3.0, 1.0, 2.0]) == [1.0, 3.0, 2.0]
 
 
@@ -86,7 +88,7 @@ def test_the_quality_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     made = json.loads((tmp_path / "mini_quality.json").read_text())
     assert [cell["method"] for cell in made["cells"]] == ["dense", "magnitude", "wanda", "wanda", "wanda"]
     assert {row["method"] for row in made["differences_to_wanda"]} == {"magnitude"}
-    mean, low, high = quality.interval(made["cells"][2:])
+    mean, low, high = comparison.interval(made["cells"][2:])
     assert low <= mean <= high
 
 

@@ -15,8 +15,8 @@ import torch
 from matplotlib.figure import Figure
 
 import tamp
-from tamp import calibration, conversations, models
-from tamp.report import METHODS
+from tamp import calibration, conversations, criteria, models
+from tamp.figures import MODALITIES
 
 NAME = "outliers"
 MODELS = ("mini-llava-next", "smol-llava-next")
@@ -35,7 +35,7 @@ def measure(model, samples: list[dict]) -> dict:
     first_norm, first_attention = [], []
     for position, block in enumerate(models.blocks(model).values()):
         linears = models.linears(block)
-        squares = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
+        squares = {name: criteria.MeanSquare(linear.in_features) for name, linear in linears.items()}
         norms, shares = [], []
         for sample in captured:
             tokens = sample.hidden[0].float().norm(dim=-1)  # (T,)
@@ -45,9 +45,9 @@ def measure(model, samples: list[dict]) -> dict:
                 sample.hidden = sample.run(block, position)
             shares.append(row.value[0, 0].item())
             for name, (entered, _) in seen.items():
-                squares[name] += entered[0].double().square().sum(0)
+                squares[name].add(entered[0])
         for name, square in squares.items():
-            norm = square.sqrt()
+            norm = square.value().sqrt()
             loudness.setdefault(name.split(".")[-1], []).append(round((norm.max() / norm.median()).item(), 2))
         first_norm.append(round(statistics.median(norms), 3))
         first_attention.append(round(statistics.median(shares), 4))
@@ -58,7 +58,7 @@ def draw(result: dict, path) -> None:
     """Draw the models beside each other: loudest channels, norm of the first token, attention to it."""
     figure = Figure(figsize=(10, 3.3), layout="constrained", facecolor="white")
     left, middle, right = figure.subplots(1, 3)
-    for (name, found), color in zip(result["models"].items(), METHODS[1:]):
+    for (name, found), color in zip(result["models"].items(), MODALITIES.values()):
         depth = len(found["first_norm"])
         blocks = [100 * place / max(1, depth - 1) for place in range(depth)]
         for linear, line in (("q_proj", "-"), ("down_proj", ":")):

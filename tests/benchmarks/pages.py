@@ -14,11 +14,12 @@ import real_lm
 import recording
 from matplotlib.figure import Figure
 
-from tamp import evaluation
+from tamp import comparison, evaluation, figures
 from tamp.checkpoint import sha256
-from tamp.report import METHODS
+from tamp.report import recorded as read
 
 DATA = recording.ROOT / "data"
+COLOURS = list(figures.METHODS.values())[1:]
 
 
 def file_table() -> str:
@@ -84,8 +85,8 @@ def training_figure(record: dict, path: Path) -> None:
             [100 * entry["accuracy"][task] for entry in curve],
             lw=1,
             label=task,
-            color=METHODS[number % len(METHODS)],
-            ls=("-", "--")[number // len(METHODS)],
+            color=COLOURS[number % len(COLOURS)],
+            ls=("-", "--")[number // len(COLOURS)],
         )
     right.plot(steps, [100 * entry["mean"] for entry in curve], color="black", lw=2.2, label="mean")
     right.set(xlabel="step of the language model's training", ylabel="held-out accuracy (%)", ylim=(0, 103))
@@ -99,22 +100,17 @@ def heading(levels: tuple[float | str, ...], what: str) -> list[str]:
     return [f"| {what} | {names} |", "|---|" + "---|" * len(levels)]
 
 
-def mean(cells: list[dict], key: str) -> float:
-    """Average a score over calibration seeds."""
-    return sum(cell[key] for cell in cells) / len(cells)
-
-
 def quality_table(recorded: dict, grid: quality.Grid) -> str:
     """Write accuracy with its interval and likelihood, per method and level."""
-    dense = quality.of(recorded, "dense", 0.0)[0]
+    dense = comparison.cells_of(recorded, "dense", 0.0)[0]
     lines = heading(grid.levels, "accuracy % (answer NLL)")
     seeds = set()
     for method in grid.methods:
         row = []
         for level in grid.levels:
-            if cells := quality.of(recorded, method, level):
-                points, low, high = quality.interval(cells)
-                row.append(f"{points:.1f} [{low:.1f}, {high:.1f}] ({mean(cells, 'nll'):.2f})")
+            if cells := comparison.cells_of(recorded, method, level):
+                points, low, high = comparison.interval(cells)
+                row.append(f"{points:.1f} [{low:.1f}, {high:.1f}] ({comparison.mean(cells, 'nll'):.2f})")
                 seeds |= {len(cells)} if method != "magnitude" else set()
             else:
                 row.append("–")
@@ -127,41 +123,6 @@ def quality_table(recorded: dict, grid: quality.Grid) -> str:
         "bootstrapped over questions and seeds."
     )
     return "\n".join([*lines, "", note])
-
-
-def quality_figure(recorded: dict, grid: quality.Grid, path: Path) -> None:
-    """Draw accuracy, answer likelihood and, where measured, text perplexity against sparsity."""
-    dense = quality.of(recorded, "dense", 0.0)[0]
-    panels = [("accuracy", "accuracy (%)", 100), ("nll", "answer NLL (nats per token)", 1)]
-    panels += [("documentation", "perplexity, documentation", 1)] if grid.text else []
-    figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, len(panels))
-    levels = [level for level in grid.levels if not isinstance(level, str)]
-    for axis, (key, label, scale) in zip(axes, panels):
-        for number, method in enumerate(grid.methods):
-            cells = {100 * level: quality.of(recorded, method, level) for level in levels}
-            cells = {x: some for x, some in cells.items() if some}
-            whole = method.removesuffix(quality.PER_BLOCK)
-            style = {
-                "color": METHODS[grid.methods.index(whole)],
-                "ls": "-" if whole == method else ":",
-                "lw": 2.4 if whole == "tamp" else 1.3,
-                "marker": "osD^v<>ox"[number],
-                "ms": 4,
-            }
-            axis.plot(list(cells), [scale * mean(some, key) for some in cells.values()], label=method, **style)
-            if key == "accuracy" and cells:
-                low, high = zip(*(quality.interval(some)[1:] for some in cells.values()))
-                axis.fill_between(list(cells), low, high, color=style["color"], alpha=0.13, lw=0)
-        axis.axhline(scale * dense[key], color="#4d4d4d", ls="dashed", lw=1.2)
-        axis.set(xlabel="sparsity (%)", ylabel=label, xticks=[100 * level for level in levels])
-        if key == "accuracy":
-            axis.set_ylim(0, 106)
-            axis.text(100 * levels[-1], 100 * dense[key] + 1, "dense", fontsize=8, color="#4d4d4d", ha="right")
-            axis.legend(fontsize=8, loc="lower left")
-        else:
-            axis.set_yscale("log")
-    figure.savefig(path, dpi=150)
 
 
 def outlier_table(recorded: dict) -> str:
@@ -261,11 +222,6 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     return readme, data_page
 
 
-def read(name: str) -> dict:
-    """Read a recorded result."""
-    return json.loads((recording.RESULTS / f"{name}.json").read_text())
-
-
 def training_record(name: str) -> dict:
     """Read a shipped model's training record."""
     return json.loads((DATA / name / "training.json").read_text())
@@ -278,7 +234,7 @@ def main() -> None:
         page.write_text(text)
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     grid = quality.GRIDS["mini-llava-next"]
-    quality_figure(read(grid.name), grid, recording.RESULTS / f"{grid.name}.png")
+    figures.grid_figure(read(grid.name)).savefig(recording.RESULTS / f"{grid.name}.png", dpi=150)
     for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol")):
         training_figure(training_record(model), recording.RESULTS / f"{short}_training.png")
 

@@ -12,13 +12,12 @@ import fcntl
 import json
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import recording
 import torch
 
 import tamp
-from tamp import evaluation
+from tamp import comparison, evaluation
 from tamp.shipped import prose
 
 SEEDS = (0, 1, 2)
@@ -84,16 +83,6 @@ def cells(grid: Grid) -> list[tuple]:
     ]
 
 
-def pack(correct: pd.Series) -> str:
-    """Write right and wrong answers as hexadecimal, the first question in the highest bit."""
-    return np.packbits(correct.to_numpy(bool)).tobytes().hex()
-
-
-def unpack(cell: dict) -> np.ndarray:
-    """Read them back, (questions,) bool."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(cell["correct"]), np.uint8))[: cell["n"]].astype(bool)
-
-
 def score(scored: pd.DataFrame) -> dict:
     """Condense question scores to what is recorded of a cell."""
     return {
@@ -102,7 +91,7 @@ def score(scored: pd.DataFrame) -> dict:
         "choice_accuracy": round(scored["choice_correct"].mean(), 4),
         "nll": round(scored["nll"].mean(), 4),
         "tasks": scored.groupby("task", sort=False)["correct"].mean().round(4).to_dict(),
-        "correct": pack(scored["correct"]),
+        "correct": comparison.pack(scored["correct"]),
     }
 
 
@@ -135,51 +124,6 @@ def load(folder, name: str, settings: dict) -> list[dict]:
 def key(cell: dict) -> tuple:
     """Name a cell."""
     return cell["method"], cell["sparsity"], cell["seed"]
-
-
-def interval(cells: list[dict], base: list[dict] | None = None, draws: int = 2000) -> tuple[float, float, float]:
-    """Average accuracy in per cent over seeds, with a 95 % bootstrap interval over questions and seeds.
-
-    Args:
-        cells: one per calibration seed, over the same questions.
-        base: subtract these, on the same questions drawn.
-        draws: bootstrap samples.
-    """
-    random = np.random.default_rng(0)
-    right = np.stack([unpack(cell) for cell in cells]).astype(float)  # (seeds, questions)
-    minus = np.stack([unpack(cell) for cell in base]).astype(float) if base else np.zeros_like(right[:1])
-    drawn = []
-    for _ in range(draws):
-        questions = random.integers(right.shape[1], size=right.shape[1])
-        some = random.integers(len(right), size=len(right))
-        other = random.integers(len(minus), size=len(minus))
-        drawn.append(right[np.ix_(some, questions)].mean() - minus[np.ix_(other, questions)].mean())
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return 100 * (right.mean() - minus.mean()), 100 * low, 100 * high
-
-
-def of(recorded: dict, method: str, level: float | str) -> list[dict]:
-    """Pick a method's cells at one level."""
-    return [cell for cell in recorded["cells"] if cell["method"] == method and cell["sparsity"] == level]
-
-
-def differences(recorded: dict, grid: Grid, to: str = "wanda") -> pd.DataFrame:
-    """Compare every method with one of them on the same questions: difference in accuracy points, with its interval."""
-    rows = []
-    for level in grid.levels:
-        for method in grid.methods:
-            if method != to and of(recorded, method, level):
-                points, low, high = interval(of(recorded, method, level), of(recorded, to, level))
-                rows.append(
-                    {
-                        "method": method,
-                        "sparsity": level,
-                        "points": round(points, 1),
-                        "low": round(low, 1),
-                        "high": round(high, 1),
-                    }
-                )
-    return pd.DataFrame(rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -231,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     if set(wanted) <= set(map(key, load(options.out, grid.name, settings))):
         recorded = json.loads((options.out / f"{grid.name}.json").read_text())
         recorded["cells"].sort(key=lambda cell: wanted.index(key(cell)))
-        recorded["differences_to_wanda"] = differences(recorded, grid).to_dict("records")
+        recorded["differences_to_wanda"] = comparison.differences(recorded).to_dict("records")
         recording.write(
             grid.name, {name: value for name, value in recorded.items() if name != "made_with"}, options.out
         )

@@ -1,7 +1,5 @@
 """Recorded results: JSON files in data/results/ with everything needed to read them later."""
 
-import json
-import os
 import platform
 import re
 import statistics
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tamp.report import versions
+from tamp.report import versions, write_result
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
@@ -20,12 +18,7 @@ RESULTS = ROOT / "data" / "results"
 
 def write(name: str, result: dict, folder: Path = RESULTS) -> Path:
     """Write a result beside versions, device and commit, completely or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps({"made_with": surroundings(), **result}, indent=1) + "\n")
-    os.replace(beside, path)
-    return path
+    return write_result(folder / f"{name}.json", {"made_with": surroundings(), **result})
 
 
 def surroundings() -> dict:

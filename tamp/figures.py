@@ -1,0 +1,186 @@
+"""What all figures share: one palette, one style, and pictures put back together from their visual tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tamp import comparison
+
+MODALITIES = {"visual": "#d1813f", "text": "#3d7ea6", "audio": "#8a5a9e"}
+METHODS = {
+    "dense": "#4d4d4d",
+    "magnitude": "#a3a3a3",
+    "wanda": "#5a62b5",
+    "sparsegpt": "#b3923b",
+    "text": "#57a9c9",
+    "owl": "#2f7f78",
+    "das": "#6aa84f",
+    "amia": "#d07ba5",
+    "tamp": "#c2373d",
+}
+LINEARS = ("#33508c", "#5f86c4", "#9db8dd", "#7b7b7b", "#a65628", "#d98c4a", "#ecc08f")
+"""One colour per linear of a block: attention in blues, its output in grey, the MLP in browns."""
+
+
+def style() -> None:
+    """Set the style of the book: white ground, so that figures read on a dark page too, and small type."""
+    import matplotlib
+    import seaborn
+    from matplotlib import pyplot
+
+    pyplot.switch_backend(matplotlib.get_backend())  # a notebook then shows figures made without pyplot, too
+    seaborn.set_theme(style="ticks", palette=list(METHODS.values()), font_scale=0.85)
+    matplotlib.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "legend.frameon": False,
+        }
+    )
+
+
+def split_at(axis: Axes, modality: Tensor) -> None:
+    """Draw lines into a T x T map where the modality changes, and name the runs along its left edge.
+
+    Args:
+        axis: holds the map.
+        modality: (T,) codes, see :mod:`tamp.models`.
+    """
+    from tamp.models import MODALITY_NAMES
+
+    codes = modality.tolist()
+    starts = [0, *(i for i in range(1, len(codes)) if codes[i] != codes[i - 1])]
+    for start, end in zip(starts, [*starts[1:], len(codes)]):
+        name = MODALITY_NAMES[codes[start]]
+        axis.axhline(end - 0.5, color="white", lw=0.8)
+        axis.axvline(end - 0.5, color="white", lw=0.8)
+        for line in (axis.plot([-1.5] * 2, [start, end - 1]), axis.plot([start, end - 1], [-1.5] * 2)):
+            line[0].set(color=MODALITIES[name], lw=4, clip_on=False, solid_capstyle="butt")
+    axis.set(xlim=(-2.5, len(codes) - 0.5), ylim=(len(codes) - 0.5, -2.5))
+
+
+def picture_grids(model, image_size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Tell how LLaVA-NeXT lays out the visual tokens of a picture: base view, then full view, row by row.
+
+    The full view is cut into tiles, put back together, and cropped to the picture's own shape; each of its rows ends with
+    one more token, the newline.
+
+    Args:
+        model: a LLaVA-NeXT.
+        image_size: (height, width) of the picture, pixels.
+
+    Returns:
+        (rows, columns) of the base view and (rows, columns) of the full view, newlines not counted.
+    """
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+    vision = model.config.vision_config
+    edge = vision.image_size // vision.patch_size
+    down, across = get_anyres_image_grid_shape(tuple(image_size), model.config.image_grid_pinpoints, vision.image_size)
+    whole = torch.zeros(1, down * edge, across * edge)
+    rows, columns = unpad_image(whole, tuple(image_size)).shape[1:]
+    return (edge, edge), (rows, columns)
+
+
+def on_picture(model, values: Tensor, image_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Put a number per visual token of one picture back where the token looked.
+
+    Args:
+        model: a LLaVA-NeXT.
+        values: (V,), a number per visual token of the picture.
+        image_size: (height, width) of the picture, pixels.
+
+    Returns:
+        Base view and full view, arrays of rows by columns; newline tokens are left out.
+
+    Raises:
+        ValueError: if the picture has another number of tokens.
+    """
+    (top, left), (rows, columns) = picture_grids(model, image_size)
+    if len(values) != top * left + rows * (columns + 1):
+        raise ValueError(
+            f"a picture of {tuple(image_size)} pixels has {top * left + rows * (columns + 1)} tokens, not {len(values)}"
+        )
+    base, full = values[: top * left], values[top * left :]
+    return base.reshape(top, left).numpy(), full.reshape(rows, columns + 1)[:, :-1].numpy()
+
+
+def accuracy_figure(scores: dict[str, pd.DataFrame]) -> Figure:
+    """Draw accuracy per task with its interval, one bar per model, chance as a line.
+
+    Args:
+        scores: tables of :func:`tamp.evaluate` by name of the model, over the same tasks.
+    """
+    figure = Figure(figsize=(9, 3.4), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    width = 0.8 / len(scores)
+    others = iter(LINEARS)
+    for number, (name, table) in enumerate(scores.items()):
+        x = [position + (number - (len(scores) - 1) / 2) * width for position in range(len(table))]
+        share = table["accuracy"] * 100
+        spread = [(share - table["low"] * 100).clip(lower=0), (table["high"] * 100 - share).clip(lower=0)]
+        color = METHODS.get(name) or next(others)
+        axis.bar(x, share, width * 0.92, label=name, color=color, yerr=spread, error_kw={"lw": 0.8})
+    first = next(iter(scores.values()))
+    places = range(len(first))
+    axis.hlines(
+        first["chance"] * 100,
+        [place - 0.42 for place in places],
+        [place + 0.42 for place in places],
+        colors="black",
+        linestyles="dotted",
+        lw=1.2,
+        label="chance",
+    )
+    axis.set_xticks(places, first["task"])
+    axis.set(ylabel="accuracy (%)", ylim=(0, 105))
+    axis.legend(ncols=len(scores) + 1, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    return figure
+
+
+def grid_figure(grid: dict[str, Any], methods: Sequence[str] | None = None, text: bool = True) -> Figure:
+    """Draw accuracy, likelihood of the answers and, where measured, perplexity of text against sparsity.
+
+    Args:
+        grid: a recorded grid, see :mod:`tamp.comparison`.
+        methods: which to draw; all of them by default.
+        text: whether to draw perplexity where it was measured.
+    """
+    dense = comparison.cells_of(grid, "dense", 0.0)[0]
+    methods = methods or comparison.methods(grid)
+    levels = [level for level in comparison.levels(grid) if not isinstance(level, str)]
+    panels = [("accuracy", "accuracy (%)", 100), ("nll", "answer NLL (nats per token)", 1)]
+    panels += [("documentation", "perplexity of text", 1)] if text and "documentation" in dense else []
+    figure = Figure(figsize=(4.2 * len(panels), 3.5), layout="constrained", facecolor="white")
+    for axis, (key, label, scale) in zip(figure.subplots(1, len(panels)), panels):
+        for method in methods:
+            cells = {100 * level: comparison.cells_of(grid, method, level) for level in levels}
+            cells = {x: some for x, some in cells.items() if some}
+            whole, _, variant = method.partition(" ")
+            color = METHODS[whole]
+            line = {"color": color, "ls": ":" if variant else "-", "lw": 2.4 if method == "tamp" else 1.3}
+            values = [scale * comparison.mean(some, key) for some in cells.values()]
+            axis.plot(list(cells), values, label=method, marker="o", ms=3.5, **line)
+            if key == "accuracy" and cells:
+                low, high = zip(*(comparison.interval(some)[1:] for some in cells.values()))
+                axis.fill_between(list(cells), low, high, color=color, alpha=0.13, lw=0)
+        axis.axhline(scale * dense[key], color=METHODS["dense"], ls="dashed", lw=1.2, label="dense")
+        axis.set(xlabel="sparsity (%)", ylabel=label, xticks=[100 * level for level in levels])
+        axis.spines[["top", "right"]].set_visible(False)
+        if key == "accuracy":
+            axis.set_ylim(0, 104)
+        else:
+            axis.set_yscale("log")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,46 @@
+"""Run the chapters of the book on smol-llava-next and keep what each found, for the default runs to show beside their own.
+
+    python tests/benchmarks/chapters.py [00_quickstart ...]
+
+Every chapter writes what it found to ``results/`` in its working folder; that file is kept as it is.
+"""
+
+import argparse
+import shutil
+import tempfile
+
+import papermill
+import recording
+
+PARAMETERS = {"MODEL": "smol-llava-next", "SPARSITY": 0.5, "N_CALIBRATION": 16, "N_QUESTIONS": 200}
+CHAPTERS = ("00_quickstart", "01_token_diversity", "02_sparsity_allocation", "03_token_selection", "04_pruning")
+
+
+def run(chapter: str, parameters: dict, folder: recording.Path) -> recording.Path:
+    """Run a chapter in a folder and return the file it wrote; parameters it does not have are left out."""
+    notebook = recording.ROOT / "notebooks" / f"{chapter}.ipynb"
+    known = papermill.inspect_notebook(str(notebook))
+    papermill.execute_notebook(
+        str(notebook),
+        str(folder / notebook.name),
+        {name: value for name, value in parameters.items() if name in known},
+        cwd=str(folder),
+        progress_bar=False,
+    )
+    return folder / "results" / f"{chapter}.json"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("chapters", nargs="*", default=CHAPTERS)
+    for chapter in parser.parse_args(arguments).chapters:
+        with tempfile.TemporaryDirectory() as folder:
+            made = run(chapter, PARAMETERS, recording.Path(folder))
+            target = recording.RESULTS / "chapters" / made.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(made, target)
+
+
+if __name__ == "__main__":
+    main()
