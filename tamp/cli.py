@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--preset", default="tamp", help="a row of the table of methods (default: tamp)")
     prune.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5)")
     prune.add_argument("--pattern", help="n:m, such as 2:4, instead of a sparsity")
-    prune.add_argument("--allocation", help="uniform, owl or das, instead of the preset's")
-    prune.add_argument("--tokens", help="all, text or amia, instead of the preset's")
+    prune.add_argument("--allocation", help="uniform, owl, alphapruning, ecoflap or das, instead of the preset's")
+    prune.add_argument("--tokens", help="all, text, atv or amia, instead of the preset's")
     prune.add_argument("--criterion", help="magnitude, wanda or sparsegpt, instead of the preset's")
     prune.add_argument(
         "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"

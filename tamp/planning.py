@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,103 @@ def owl_scores(
     return scores
 
 
-SCORES = {"das": das_scores, "owl": owl_scores}
-"""Allocation to what scores its linears."""
+def heavy_tail(weight: Tensor) -> float:
+    """Estimate the exponent of the power law in the tail of a weight's spectrum (AlphaPruning, arXiv 2410.10912).
+
+    Hill's estimate over the upper half of the eigenvalues of ``W W^T``: the smaller, the heavier the tail, and the better,
+    it is held, the linear is trained.
+
+    Args:
+        weight: (out, in).
+
+    Returns:
+        The exponent, at least 1; infinite if all eigenvalues of the upper half are equal.
+    """
+    values = torch.linalg.svdvals(weight.float()).double().square()  # descending
+    count = max(1, len(values) // 2)
+    below = values[min(count, len(values) - 1)].clamp(min=torch.finfo(torch.float32).tiny)
+    spread = (values[:count].clamp(min=below) / below).log().sum().item()
+    return 1 + count / spread if spread else math.inf
+
+
+def ecoflap_scores(model: nn.Module, samples: Sequence[dict], recipe: Recipe, progress: bool = True) -> list[float]:
+    """Score every block by its projected gradients, without backpropagation (ECoFLaP, arXiv 2310.02998).
+
+    For every block and sample the linears of that block alone are moved by ``ecoflap_step`` along a seeded Gaussian
+    direction and back along it; the score is the mean over samples of the absolute difference quotient of the loss. The
+    weights are put back bit for bit.
+
+    Args:
+        model: the dense model.
+        samples: processor outputs; the loss is the mean negative log-likelihood of their text tokens.
+        recipe: ``ecoflap_step``.
+        progress: show a bar.
+
+    Returns:
+        One score per linear, the same for all of a block.
+    """
+    scores = []
+    for position, block in enumerate(calibration.steps(list(models.blocks(model).values()), "score", progress)):
+        weights = [linear.weight for linear in models.linears(block).values()]
+        slopes = [
+            abs(slope(model, sample, weights, recipe.ecoflap_step, (position, n))) for n, sample in enumerate(samples)
+        ]
+        scores += [float(f"{sum(slopes) / len(slopes):.6g}")] * len(weights)
+    return scores
+
+
+@torch.no_grad()
+def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, seed: tuple[int, int]) -> float:
+    """Estimate how the loss changes along a random direction of some weights, from two evaluations.
+
+    Args:
+        model: the model that has the weights.
+        sample: processor output.
+        weights: moved, and put back.
+        step: how far to move, in both senses.
+        seed: of the direction, see :func:`direction`.
+    """
+    before = [weight.clone() for weight in weights]
+    losses = []
+    try:
+        for sign in (1, -1):
+            for weight, original, part in zip(weights, before, direction(weights, seed)):
+                weight.copy_(original.float() + sign * step * part)
+            losses.append(text_loss(model, sample).item())
+    finally:
+        for weight, original in zip(weights, before):
+            weight.copy_(original)
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def direction(weights: list[Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
+    """Draw a Gaussian direction, a float32 tensor per weight; the same for the same (block, sample) on every device."""
+    random = torch.Generator().manual_seed(1_000_003 * seed[0] + seed[1])
+    for weight in weights:
+        yield torch.randn(weight.shape, generator=random).to(weight.device)
+
+
+def text_loss(model: nn.Module, sample: dict) -> Tensor:
+    """Return the mean negative log-likelihood of a sample's text tokens, given all tokens before them, in nats."""
+    batch = calibration.to_model(model, sample)
+    codes = models.modality(model, batch)
+    asked = (codes[:, 1:] == models.TEXT) & (codes[:, :-1] >= 0)  # (B, T - 1)
+    if not asked.any():
+        raise UserError("ECoFLaP needs text to predict, and a calibration sample has none.")
+    logits = model(**batch, use_cache=False).logits[:, :-1][asked].float()
+    return nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked])
+
+
+def score(
+    model: nn.Module, samples: Sequence[dict], captured: list[calibration.Captured], recipe: Recipe, progress: bool
+) -> list[float]:
+    """Score every linear as the recipe's allocation says, on the dense model."""
+    stack = list(models.blocks(model).values())
+    if recipe.allocation == "ecoflap":
+        return ecoflap_scores(model, samples, recipe, progress)
+    if recipe.allocation == "alphapruning":
+        return [heavy_tail(linear.weight) for block in stack for linear in models.linears(block).values()]
+    return {"das": das_scores, "owl": owl_scores}[recipe.allocation](stack, captured, recipe, progress)
 
 
 def make_plan(
@@ -111,24 +207,31 @@ def make_plan(
         recipe: target, cap and granularity.
     """
     counts = list(sizes.values())
-    cap = min(1.0, recipe.sparsity + recipe.das_cap)
     if scores is None:
         drops = allocation.uniform(counts, recipe.sparsity)
-    elif recipe.allocation == "das" and recipe.das_granularity == "linear":
-        drops = allocation.allocate(scores, counts, recipe.sparsity, cap)
     else:
-        ends = itertools.accumulate(per_block)
-        grouped = [range(end - each, end) for end, each in zip(ends, per_block)]
-        totals = [sum(counts[i] for i in group) for group in grouped]
-        means = [sum(scores[i] for i in group) / len(group) for group in grouped]
-        per_group = (
-            allocation.banded(means, totals, recipe.sparsity, recipe.owl_band)
-            if recipe.allocation == "owl"
-            else allocation.allocate(means, totals, recipe.sparsity, cap)
+        by_block = recipe.allocation in ("owl", "ecoflap") or (
+            recipe.allocation == "das" and recipe.das_granularity == "block"
         )
+        groups = [1] * len(counts) if not by_block else per_block
+        ends = itertools.accumulate(groups)
+        parts = [slice(end - each, end) for end, each in zip(ends, groups)]
+        means = [sum(scores[part]) / len(scores[part]) for part in parts]
         drops = []
-        for group, drop in zip(grouped, per_group):
-            drops += allocation.spread([counts[i] for i in group], drop)
+        for part, drop in zip(parts, _rule(means, [sum(counts[part]) for part in parts], recipe)):
+            drops += allocation.spread(counts[part], drop)
     return allocation.Plan(
         linears=tuple(sizes), sizes=tuple(counts), drops=tuple(drops), scores=None if scores is None else tuple(scores)
     )
+
+
+def _rule(scores: list[float], sizes: list[int], recipe: Recipe) -> list[int]:
+    """Share the budget as the recipe's allocation does: weights to drop per linear or block."""
+    if recipe.allocation == "owl":
+        return allocation.banded(scores, sizes, recipe.sparsity, recipe.owl_band)
+    if recipe.allocation == "alphapruning":  # a lighter tail drops more
+        finite = [score for score in scores if math.isfinite(score)]
+        lightest = max(finite, default=1.0)
+        lightness = [-min(score, lightest) for score in scores]
+        return allocation.banded(lightness, sizes, recipe.sparsity, recipe.alpha_band * recipe.sparsity)
+    return allocation.allocate(scores, sizes, recipe.sparsity, min(1.0, recipe.sparsity + recipe.das_cap))

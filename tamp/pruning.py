@@ -59,8 +59,8 @@ def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, prog
             scores = None
             if recipe.plans:
                 with watch("allocate"):
-                    score = planning.SCORES[recipe.allocation]
-                    scores = score(stack, captured[: recipe.allocation_samples], recipe, progress)
+                    some = slice(recipe.allocation_samples)
+                    scores = planning.score(model, samples[some] if samples else [], captured[some], recipe, progress)
             sizes = {name: linear.weight.numel() for name, linear in linears.items()}
             plan = planning.make_plan(sizes, [len(models.linears(block)) for block in stack], scores, recipe)
             drops = iter(plan.drops)
@@ -182,9 +182,7 @@ def collect(
                     waiting.append((inputs, (outputs, attention.value[row], codes)))
                     entries += len(outputs) * len(codes) ** 2
                 else:
-                    choose = (
-                        selection.everything(codes) if recipe.tokens == "all" else selection.text(codes, models.TEXT)
-                    )
+                    choose = _choose(recipe, codes, batch.hidden[row], dense[-1][row])
                     add(statistics, inputs, [choose] * len(linears))
             if waiting and (entries >= LOCK_STEP or number == len(captured) - 1):
                 chosen = selection.amia_batch(
@@ -204,6 +202,13 @@ def collect(
         )
     rows = sum(len(batch.modality) for batch in captured)
     return statistics, {name: statistic.count / rows for name, statistic in statistics.items()}, dense
+
+
+def _choose(recipe: Recipe, codes: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Select the tokens of a row that count for all linears of a block, (T,) bool."""
+    if recipe.tokens == "atv":
+        return selection.atv(before, after, codes, models.TEXT, recipe.atv_alpha)
+    return selection.everything(codes) if recipe.tokens == "all" else selection.text(codes, models.TEXT)
 
 
 def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -> None:

@@ -11,13 +11,16 @@ PRESETS: dict[str, dict[str, str]] = {
     "sparsegpt": {"allocation": "uniform", "tokens": "all", "criterion": "sparsegpt"},
     "text": {"allocation": "uniform", "tokens": "text", "criterion": "wanda"},
     "owl": {"allocation": "owl", "tokens": "all", "criterion": "wanda"},
+    "alphapruning": {"allocation": "alphapruning", "tokens": "all", "criterion": "wanda"},
+    "ecoflap": {"allocation": "ecoflap", "tokens": "all", "criterion": "wanda"},
     "das": {"allocation": "das", "tokens": "all", "criterion": "wanda"},
+    "atv": {"allocation": "uniform", "tokens": "atv", "criterion": "wanda"},
     "amia": {"allocation": "uniform", "tokens": "amia", "criterion": "wanda"},
     "tamp": {"allocation": "das", "tokens": "amia", "criterion": "wanda"},
 }
 CHOICES = {
-    "allocation": ("uniform", "owl", "das"),
-    "tokens": ("all", "text", "amia"),
+    "allocation": ("uniform", "owl", "alphapruning", "ecoflap", "das"),
+    "tokens": ("all", "text", "atv", "amia"),
     "criterion": ("magnitude", "wanda", "sparsegpt"),
     "das_similarity": ("mean", "positive"),
     "das_granularity": ("linear", "block"),
@@ -33,14 +36,18 @@ class Recipe:
         sparsity: share of weights to drop, in [0, 1). With a pattern it is n / m and need not be given.
         pattern: ``"n:m"``, n of every m consecutive inputs dropped. It fixes every linear's sparsity, so a plan has
             nothing left to say and is not made.
-        allocation: how sparsity is spread over the linears: ``"uniform"``, ``"owl"`` or ``"das"``.
-        tokens: which calibration tokens count: ``"all"``, ``"text"`` or ``"amia"``.
+        allocation: how sparsity is spread over the linears: ``"uniform"``, ``"owl"``, ``"alphapruning"``,
+            ``"ecoflap"`` or ``"das"``.
+        tokens: which calibration tokens count: ``"all"``, ``"text"``, ``"atv"`` or ``"amia"``.
         criterion: ``"magnitude"`` (needs no calibration), ``"wanda"`` or ``"sparsegpt"``.
         das_similarity: ``"mean"`` (the paper, closed form) or ``"positive"`` (as released).
         das_granularity: a sparsity per ``"linear"`` (the paper) or per ``"block"``.
-        das_cap: how far above ``sparsity`` any linear may go.
+        das_cap: how far above ``sparsity`` any linear may go, under DAS and ECoFLaP.
         owl_threshold: an entry of Wanda's metric above this many times its block's mean is an outlier.
         owl_band: how far from ``sparsity`` OWL moves a block, its lambda.
+        alpha_band: how far AlphaPruning moves a linear, as a share of ``sparsity``, its tau.
+        ecoflap_step: size of ECoFLaP's perturbation.
+        atv_alpha: how many visual tokens ATV takes per unit of drift.
         allocation_samples: how many calibration samples an allocation looks at, from the first on; None for all.
         amia_similarity: like ``das_similarity``, in AMIA's stopping rule.
         amia_neighbours: k of AMIA's graph.
@@ -59,6 +66,9 @@ class Recipe:
     das_cap: float = 0.1
     owl_threshold: float = 5.0
     owl_band: float = 0.08
+    alpha_band: float = 0.3
+    ecoflap_step: float = 1e-3
+    atv_alpha: float = 1.0
     allocation_samples: int | None = 32
     amia_similarity: str = "positive"
     amia_neighbours: int = 3
@@ -85,6 +95,9 @@ class Recipe:
             ("das_cap", 0),
             ("owl_threshold", 0),
             ("owl_band", 0),
+            ("alpha_band", 0),
+            ("ecoflap_step", 1e-12),
+            ("atv_alpha", 0),
             ("amia_neighbours", 1),
             ("amia_threshold", 0),
             ("damping", 0),
@@ -112,7 +125,7 @@ class Recipe:
     @property
     def needs_samples(self) -> bool:
         """Whether pruning has to look at calibration samples at all."""
-        return self.criterion != "magnitude" or self.plans
+        return self.criterion != "magnitude" or (self.plans and self.allocation != "alphapruning")
 
     @property
     def plans(self) -> bool:

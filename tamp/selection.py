@@ -1,4 +1,4 @@
-"""Which calibration tokens speak for a linear: all of them, the text, or AMIA's pick.
+"""Which calibration tokens speak for a linear: all of them, the text, ATV's or AMIA's pick.
 
 Adaptive Multimodal Input Activation (section 3.3 of the paper) picks, for every linear and sample, output tokens that the
 last token attends to and that together resemble the whole sequence. :func:`amia` does one linear; :func:`amia_batch` does
@@ -27,6 +27,32 @@ def text(modality: Tensor, code: int) -> Tensor:
 def everything(modality: Tensor) -> Tensor:
     """Select every token that is not padding, (T,) to (T,) bool."""
     return modality >= 0
+
+
+def atv(before: Tensor, after: Tensor, modality: Tensor, text: int, alpha: float = 1.0) -> Tensor:
+    """Select all text tokens, and those of the others that a block moves most (ATV, arXiv 2603.16001).
+
+    A token's drift is one minus the cosine between what enters the block and what leaves it. As many are taken as
+    ``min(1, alpha * mean drift of the others)`` times the number of text tokens, rounded.
+
+    Args:
+        before: (T, d), what enters the block.
+        after: (T, d), what leaves it.
+        modality: (T,), a whole number per token, negative = padding.
+        text: the number that stands for text.
+        alpha: how many tokens a drift is worth.
+
+    Returns:
+        (T,) bool, True = picked.
+    """
+    words = modality == text
+    others = everything(modality) & ~words
+    drift = 1 - torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)  # (T,)
+    mean = drift[others].mean() if others.any() else drift.new_zeros(())
+    count = min(round((alpha * mean).clamp(0, 1).item() * int(words.sum())), int(others.sum()))
+    chosen = words.clone()
+    chosen[drift.masked_fill(~others, -math.inf).topk(count).indices] = True
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ def test_convergence_runs_and_more_samples_come_closer(tmp_path):
 
 
 def test_the_control_of_das_runs_and_puts_the_scores_back(tmp_path):
-    before = das_control.planning.SCORES["das"]
+    before = das_control.planning.das_scores
     result = das_control.main(["--limit", "10", "--n", "2", "--sparsities", "0.7", "--out", str(tmp_path)])
     assert len({row["nll"] for row in result["rows"]}) == len(das_control.VARIANTS)
-    assert das_control.planning.SCORES["das"] is before
+    assert das_control.planning.das_scores is before
     assert das_control.reverse_ranks([3.0, 1.0, 2.0]) == [1.0, 3.0, 2.0]
 
 

@@ -1,4 +1,6 @@
-"""From the dense model to a plan: DAS and OWL score what the formulas say, and the plan follows the scores."""
+"""From the dense model to a plan: every allocation scores what its formula says, and the plan follows the scores."""
+
+import math
 
 import pytest
 import tiny
@@ -107,3 +109,75 @@ def test_owl_prunes_blocks_evenly_within_and_exactly_in_all(family):
         sparsities.append(rows["got"].iloc[0])
     assert max(sparsities) - min(sparsities) <= 0.16 + 1e-3
     assert sparsities[scores.index(max(scores))] == min(sparsities)
+
+
+def test_the_exponent_of_a_known_power_law_is_found():
+    """Eigenvalues at the quantiles of a Pareto law with density exponent 3 give Hill's estimate 3."""
+    n, exponent = 400, 3.0
+    quantile = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    eigenvalues = quantile ** (-1 / (exponent - 1))  # descending
+    rotation = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    weight = rotation * eigenvalues.sqrt()
+    assert planning.heavy_tail(weight) == pytest.approx(exponent, rel=0.02)
+    assert planning.heavy_tail(weight.T) == pytest.approx(exponent, rel=0.02)
+    assert planning.heavy_tail(1e-3 * weight) == pytest.approx(exponent, rel=0.02)
+
+
+def test_the_hill_estimate_is_the_formula_on_four_eigenvalues():
+    weight = torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0]))  # eigenvalues 64, 16, 4, 1: the upper half against 4
+    assert planning.heavy_tail(weight) == pytest.approx(1 + 2 / (math.log(16) + math.log(4)))
+    assert planning.heavy_tail(torch.eye(4)) == math.inf
+    assert planning.heavy_tail(torch.zeros(3, 3)) == math.inf
+
+
+def test_alphapruning_drops_more_where_the_tail_is_lighter_and_is_exact():
+    sizes = dict.fromkeys("abcd", 1000)
+    recipe = Recipe(allocation="alphapruning", sparsity=0.5)
+    plan = planning.make_plan(sizes, [2, 2], [2.0, 4.0, 3.0, math.inf], recipe)
+    assert sum(plan.drops) == 2000
+    assert plan.drops == pytest.approx([313, 613, 463, 613], abs=1)  # 500 +- 150, centred; infinite as the lightest
+    even = planning.make_plan(sizes, [2, 2], [math.inf] * 4, recipe)
+    assert even.drops == (500,) * 4
+
+
+@EVERY
+def test_ecoflap_measures_the_slope_that_backpropagation_gives(family):
+    model, samples = tiny.build(family, dtype=torch.float64)
+    block = list(models.blocks(model).values())[0]
+    weights = [linear.weight for linear in models.linears(block).values()]
+    sample = samples[0]
+    before = [weight.clone() for weight in weights]
+    measured = planning.slope(model, sample, weights, 1e-3, (0, 5))
+    assert all(torch.equal(weight, original) for weight, original in zip(weights, before))
+    loss = planning.text_loss(model, sample)
+    gradients = torch.autograd.grad(loss, weights)
+    along = sum((grad * part).sum() for grad, part in zip(gradients, planning.direction(weights, (0, 5))))
+    assert measured == pytest.approx(along.item(), rel=2e-2, abs=1e-5)
+
+
+def test_the_loss_of_ecoflap_is_that_of_the_text_alone():
+    model, samples = tiny.build("llava_next")
+    sample = samples[1]
+    logits = model(**sample, use_cache=False).logits[0].double().log_softmax(-1)
+    codes, ids = models.modality(model, sample)[0], sample["input_ids"][0]
+    taken = [-logits[place - 1, ids[place]].item() for place in range(1, len(ids)) if codes[place] == models.TEXT]
+    assert planning.text_loss(model, sample).item() == pytest.approx(sum(taken) / len(taken), rel=1e-5)
+
+
+@pytest.mark.parametrize("allocation_", ["owl", "alphapruning", "ecoflap", "das"])
+def test_no_allocation_touches_a_weight(allocation_):
+    model, samples = tiny.build("llava_next")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recipe = Recipe(allocation=allocation_, sparsity=0.5)
+    with torch.no_grad():
+        captured = calibration.capture(model, samples, progress=False)
+        scores = planning.score(model, samples, captured, recipe, progress=False)
+        again = planning.score(model, samples, captured, recipe, progress=False)
+    assert scores == again and len(scores) == sum(map(len, map(models.linears, models.blocks(model).values())))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_alphapruning_by_magnitude_needs_no_samples():
+    model, _ = tiny.build("llava_next")
+    report = pruning.prune(model, None, Recipe(allocation="alphapruning", criterion="magnitude"), progress=False)
+    assert report.sparsity == pytest.approx(0.5, abs=1e-5) and report.table["got"].nunique() > 1

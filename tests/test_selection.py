@@ -339,3 +339,39 @@ def test_parts_of_different_length_are_refused(wrong):
     outputs, attention, modality = draw(12, 5, 4)
     with pytest.raises(ValueError, match="token|attention|modality"):
         selection.amia(outputs[: wrong[0]], attention[: wrong[1]], modality[: wrong[2]])
+
+
+# ATV -----------------------------------------------------------------------------------------------------------------
+
+
+def test_atv_takes_all_text_and_the_visual_tokens_that_move_most():
+    """Drifts of 0, 1, 2 and 1/2 among visual tokens are 7/8 in the mean: with four words, an alpha of 1/2 takes two of them."""
+    before = torch.tensor([[1.0, 0]] * 9)
+    after = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [1, 3**0.5], *[[1.0, 0]] * 4, [-1, 0]])
+    modality = torch.tensor([0, 0, 0, 0, 2, 2, 2, 2, -1])
+    assert selection.atv(before, after, modality, 2, alpha=0.5).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        *[True] * 4,
+        False,
+    ]
+    assert selection.atv(before, after, modality, 2, alpha=0.3).tolist() == [
+        False,
+        False,
+        True,
+        False,
+        *[True] * 4,
+        False,
+    ]
+    assert selection.atv(before, after, modality, 2, alpha=0.0).tolist() == [False] * 4 + [True] * 4 + [False]
+    assert selection.atv(before, after, modality, 2, alpha=9.0).tolist() == [True] * 8 + [False]  # no more than words
+
+
+def test_atv_on_one_modality_takes_what_there_is():
+    tokens = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert selection.atv(tokens, -tokens, torch.full((5,), 2), 2).all()
+    assert not selection.atv(tokens, -tokens, torch.zeros(5), 2).any()
+    few = torch.tensor([0, 2, 2, 2, 2])
+    assert selection.atv(tokens, -tokens, few, 2).all()  # drift 2: as many as there are words, if there are as many

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> dict:
     model, processor = tamp.load("mini-llava-next", device="cpu")
     ready = evaluation.prepare(processor, "mini-vqa", options.limit, quality.EVALUATION_SEED)
     samples = tamp.calibration_set("mini-vqa", processor, options.n, seed=0)
-    original = planning.SCORES["das"]
+    original = planning.das_scores
     rows = []
     try:
         for sparsity in options.sparsities:
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> dict:
                     else tamp.Recipe.preset("wanda", sparsity=sparsity)
                 )
                 change = SCORES.get(scores)
-                planning.SCORES["das"] = lambda *a, change=change: change(original(*a))
+                planning.das_scores = lambda *a, change=change: change(original(*a))
                 pruned = copy.deepcopy(model)
                 tamp.prune(pruned, samples, recipe, progress=False)
                 made = quality.score(evaluation.answers(pruned, processor, ready, progress=False))
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict:
                     }
                 )
     finally:
-        planning.SCORES["das"] = original
+        planning.das_scores = original
     result = {"model": "mini-llava-next", "calibration_samples": options.n, "calibration_seed": 0, "rows": rows}
     recording.write("das_control", result, options.out)
     return result

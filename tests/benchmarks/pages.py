@@ -27,7 +27,7 @@ def file_table() -> str:
     rows = [
         f"| `{path.relative_to(DATA).as_posix()}` | {path.stat().st_size:,} | `{sha256(path)}` |"
         for path in sorted(DATA.rglob("*"))
-        if path.is_file() and path.name != "README.md" and "results" not in path.parts
+        if path.is_file() and path.suffix != ".md" and "results" not in path.parts
     ]
     return "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
 
@@ -125,6 +125,26 @@ def quality_table(recorded: dict, grid: quality.Grid) -> str:
     return "\n".join([*lines, "", note])
 
 
+def smol_table(recorded: dict) -> str:
+    """Write what chapter 4 found on smol-llava-next: accuracy with its interval, and likelihood."""
+    asked = recorded["parameters"]
+    lines = [
+        f"| at {100 * asked['sparsity']:.0f} % | accuracy % | answer NLL |",
+        "|---|---|---|",
+    ]
+    for method, accuracy in recorded["accuracy"].items():
+        low, high = evaluation.wilson(accuracy, asked["questions"])
+        lines.append(
+            f"| `{method}` | {100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {recorded['nll'][method]:.2f} |"
+        )
+    half = ", ".join(f"{name} {value:.2f}" for name, value in recorded["half"].items() if name != "dense")
+    note = (
+        f"{asked['questions']} fresh questions, {asked['n']} calibration samples, one calibration seed; in brackets 95 % "
+        f"Wilson intervals. Answer NLL of Wanda at half of the weights, free and in patterns: {half}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def outlier_table(recorded: dict) -> str:
     """Write the loudest channels and the first token's share, per model."""
     lines = [
@@ -207,6 +227,7 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     mini = quality.GRIDS["mini-llava-next"]
     for mark, content in (
         ("quality", quality_table(read(mini.name), mini)),
+        ("smol", smol_table(read("chapters/04_pruning"))),
         ("outliers", outlier_table(read("outliers"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
     ):
