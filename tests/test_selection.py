@@ -345,7 +345,7 @@ def test_parts_of_different_length_are_refused(wrong):
 
 
 def test_atv_takes_all_text_and_the_visual_tokens_that_move_most():
-    """Drifts of 0, 1, 2 and 1/2 among visual tokens are 7/8 in the mean: with four words, an alpha of 1/2 takes two of them."""
+    """Drifts of 0, 1, 2 and 1/2 among visual tokens: mean 7/8. With four words an alpha of 1/2 takes two."""
     before = torch.tensor([[1.0, 0]] * 9)
     after = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [1, 3**0.5], *[[1.0, 0]] * 4, [-1, 0]])
     modality = torch.tensor([0, 0, 0, 0, 2, 2, 2, 2, -1])
