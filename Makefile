@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality train adapt clean
+.PHONY: help install demo test book quality train adapt clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,9 +21,12 @@ install: $(READY)  ## set up the virtual environment only
 demo: $(READY)  ## prune smol-llava-next (or MODEL=mini-llava-next) three ways, evaluate, write demo.html
 	$(BIN)/tamp demo --model $(MODEL) --out demo.html
 
-test: $(READY)  ## lint and run every test
-	$(BIN)/ruff check tamp tests
-	$(BIN)/pytest
+test: $(READY)  ## lint, run every test, and run the notebooks against their stored outputs
+	$(BIN)/ruff check tamp tests book notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadscope --nbval tests notebooks
+
+book: $(READY)  ## build the book into _build/html, warnings as errors
+	$(BIN)/jupyter-book build . --toc book/_toc.yml -W --keep-going
 
 quality: $(READY)  ## measure every method on fresh questions, into data/results/ (hours; goes on where it stopped)
 	$(BIN)/python tests/benchmarks/quality.py --model $(MODEL)
@@ -36,4 +39,4 @@ adapt: $(READY)  ## train smol-llava-next's tower, projector and updates again; 
 	$(BIN)/python -m tamp.shipped.adapting --out data/smol-llava-next --threads 2
 
 clean:  ## remove the virtual environment and what the targets wrote
-	rm -rf $(VENV) demo.html
+	rm -rf $(VENV) _build demo.html notebooks/results

@@ -85,7 +85,7 @@ def test_readme_and_data_page_show_what_was_recorded_and_shipped():
     readme, data_page = (ROOT / "README.md").read_text(), (ROOT / "data/README.md").read_text()
     assert pages.refreshed(readme, data_page) == (readme, data_page), "run python tests/benchmarks/pages.py"
     for path in tracked():
-        if path.is_relative_to(ROOT / "data") and path.name != "README.md":
+        if path.is_relative_to(ROOT / "data") and path.name != "README.md" and path.parent.name != "chapters":
             assert path.name in data_page, f"{path} is not on data/README.md"
 
 

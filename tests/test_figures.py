@@ -1,0 +1,72 @@
+"""Figures: tokens return to the picture they came from, and every method of the table has a colour."""
+
+import matplotlib
+import pandas as pd
+import pytest
+import torch
+
+from tamp import conversations, figures, models
+from tamp.recipe import PRESETS
+from tamp.report import recorded
+from tamp.shipped.pictures import Question
+
+
+def test_every_method_has_a_colour_of_its_own_that_no_modality_has():
+    assert set(PRESETS) <= set(figures.METHODS)
+    colors = [*figures.METHODS.values(), *figures.MODALITIES.values()]
+    assert len(set(colors)) == len(colors)
+    assert set(models.MODALITY_NAMES.values()) == set(figures.MODALITIES)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 64), (64, 32), (48, 80), (100, 40)])
+def test_the_grids_count_the_tokens_that_the_processor_writes(shipped, size):
+    """Also where the full view is cropped to the picture's shape."""
+    from PIL import Image
+
+    model, processor = shipped
+    picture = Image.new("RGB", size[::-1], (40, 60, 80))
+    question = Question(task="", images=(picture,), text="what is it ?", answer="cat", choices=())
+    sample = conversations.process(processor, conversations.dialogue(question.text, None, question.images), prompt=True)
+    tokens = int((models.modality(model, sample) == models.VISUAL).sum())
+    (top, left), (rows, columns) = figures.picture_grids(model, size)
+    assert top * left + rows * (columns + 1) == tokens
+
+
+def test_a_number_per_token_comes_back_where_the_token_looked(shipped):
+    """The model's own merging of tiles, with tokens that say their number, is undone."""
+    model, _ = shipped
+    edge = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    width = model.config.text_config.hidden_size
+    features = torch.arange(5.0 * edge * edge).reshape(1, 5, edge * edge, 1).expand(-1, -1, -1, width)
+    merged, _ = model.model.pack_image_features(
+        [features[0]], torch.tensor([[64, 64]]), "default", image_newline=torch.full((width,), -1.0)
+    )
+    base, full = figures.on_picture(model, merged[0][:, 0], (64, 64))
+    assert (base.flatten() == range(edge * edge)).all()
+    for tile in range(4):  # tiles lie row by row, and patches row by row in them
+        row, column = edge * (tile // 2), edge * (tile % 2)
+        seen = full[row : row + edge, column : column + edge].flatten()
+        assert (seen == torch.arange((tile + 1.0) * edge * edge, (tile + 2.0) * edge * edge).numpy()).all()
+    with pytest.raises(ValueError, match="88 tokens"):
+        figures.on_picture(model, torch.zeros(87), (64, 64))
+
+
+def test_maps_are_split_where_the_modality_changes():
+    axis = matplotlib.figure.Figure().subplots()
+    figures.split_at(axis, torch.tensor([2, 0, 0, 0, 2, 2]))
+    ends = [line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1]]
+    assert ends == [0.5, 3.5, 5.5]
+
+
+def test_a_grid_is_drawn_with_a_line_per_method():
+    figure = figures.grid_figure(recorded("mini_quality"), ["wanda", "tamp"])
+    names = [line.get_label() for line in figure.axes[0].lines]
+    assert names == ["wanda", "tamp", "dense"] and len(figure.axes) == 2
+
+
+def test_accuracy_is_drawn_with_a_bar_per_task_and_model():
+    table = pd.DataFrame(
+        {"task": ["a", "b"], "accuracy": [0.5, 1.0], "low": [0.4, 0.9], "high": [0.6, 1.0], "chance": 0.5}
+    )
+    figure = figures.accuracy_figure({"dense": table, "mine": table})
+    assert len(figure.axes[0].patches) == 4

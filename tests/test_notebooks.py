@@ -1,0 +1,224 @@
+"""The notebooks: clean files, the same results under other parameters, and outputs that a changed method would not give."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import refresh_notebooks
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS = [path.stem for path in NOTEBOOKS]
+PARAMETERS = {"MODEL", "SPARSITY", "N_CALIBRATION", "SEED", "DEVICE"}
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=CHAPTERS)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+class TestFiles:
+    """What a reader, or the next writer, finds in the files."""
+
+    @each
+    def test_stored_outputs_are_clean(self, path):
+        notebook = read(path)
+        assert path.stat().st_size < 1_000_000
+        assert notebook.metadata == refresh_notebooks.METADATA
+        assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+        for cell in code(notebook):
+            assert not cell.source.rstrip().endswith(";"), cell.id
+            for output in cell.outputs:
+                assert output.output_type != "error" and output.get("name") != "stderr", cell.id
+                assert refresh_notebooks.WIDGET not in output.get("data", {}), cell.id
+                text = json.dumps({key: value for key, value in output.get("data", {}).items() if "image" not in key})
+                text += output.get("text", "")
+                assert not re.search(r"/(root|home|work|tmp|Users)/|site-packages|np\.float64", text), cell.id
+
+    @each
+    def test_a_chapter_has_its_parts(self, path):
+        notebook = read(path)
+        first, (parameters,) = notebook.cells[0].source, tagged(notebook, "parameters")
+        assert first.startswith("# ") and f"notebooks/{path.name})" in first and "**In this chapter**" in first
+        assert len(notebook.cells) <= 40 and len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+        names = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(parameters.source).body}
+        assert names.keys() >= PARAMETERS and names["MODEL"] == "mini-llava-next"
+        last = notebook.cells[-1].source
+        assert "## In plain words" in last and "## Exercises" in last and last.count("<summary>Solution</summary>") == 2
+        assert any(f"results/{path.stem}.json" in cell.source for cell in code(notebook))
+
+    @each
+    def test_each_figure_has_a_number_under_it(self, path):
+        for cell in code(read(path)):
+            if any("image/png" in output.get("data", {}) for output in cell.outputs) and not refresh_notebooks.ignored(
+                cell
+            ):
+                assert cell.outputs[-1].output_type in ("stream", "execute_result"), f"{cell.id}: nothing printed below"
+
+    def test_the_colab_cell_is_the_same_everywhere_and_hidden(self):
+        cells = [tagged(read(path), "remove-cell") for path in NOTEBOOKS]
+        assert all(len(found) == 1 for found in cells)
+        assert len({found[0].source for found in cells}) == 1
+
+    def test_running_again_gives_the_very_same_file(self):
+        path = next(path for path in NOTEBOOKS if path.stem == "03_token_selection")
+        again = refresh_notebooks.refreshed(read(path), path.parent)
+        assert nbformat.writes(again, version=4).strip() == path.read_text().strip()
+
+
+class TestColab:
+    """The first cell on a bare Colab runtime: a clone, an install that keeps torch, and the right folder."""
+
+    def test_the_first_cell_makes_an_empty_folder_ready(self, tmp_path):
+        if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode:
+            pytest.skip("not a git checkout")
+        environment, runtime = tmp_path / "venv", tmp_path / "content"
+        runtime.mkdir()
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        python = environment / "bin" / "python"
+        packages = Path(
+            subprocess.check_output([python, "-c", "import pip; print(pip.__path__[0])"], text=True).strip()
+        )
+        here = Path(pytest.__path__[0]).parent if hasattr(pytest, "__path__") else Path(pytest.__file__).parents[1]
+        (packages.parent / "runtime.pth").write_text(f"{here}\n")  # what a runtime has: torch, transformers, ...
+        cell = tagged(read(NOTEBOOKS[0]), "remove-cell")[0].source
+        script = (
+            "import sys, types\n"
+            "sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+            f"{cell}\n"
+            "import os, tamp, torch\n"
+            "print(os.getcwd(), tamp.__file__, torch.__file__, tamp.shipped.places.data_folder(), sep='\\n')\n"
+        )
+        (tmp_path / "cell.py").write_text(script)
+        variables = {**os.environ, "TAMP_CLONE": ROOT.as_uri()}
+        done = subprocess.run(
+            [python, tmp_path / "cell.py"], cwd=runtime, env=variables, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        folder, package, torch, data = done.stdout.splitlines()[-4:]
+        assert Path(folder) == runtime / "tamp" / "notebooks"
+        assert environment in Path(package).parents and environment in Path(data).parents
+        assert environment not in Path(torch).parents
+
+    def test_elsewhere_it_does_nothing(self, tmp_path):
+        cell = tagged(read(NOTEBOOKS[0]), "remove-cell")[0].source
+        done = subprocess.run([sys.executable, "-c", cell], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
+
+
+def run(chapter: str, folder: Path, **parameters) -> dict:
+    """Run a chapter under other parameters in an empty folder and return what it found."""
+    source = ROOT / "notebooks" / f"{chapter}.ipynb"
+    known = papermill.inspect_notebook(str(source))
+    wanted = {name: value for name, value in parameters.items() if name in known}
+    assert {"SPARSITY", "SEED"} <= wanted.keys()
+    papermill.execute_notebook(
+        str(source), str(folder / source.name), wanted, cwd=str(folder), progress_bar=False, kernel_name="python3"
+    )
+    return json.loads((folder / "results" / f"{chapter}.json").read_text())
+
+
+def check(chapter: str, found: dict, sparsity: float) -> None:
+    """Check what must hold of a chapter's result under any parameters."""
+    if chapter == "00_quickstart":
+        assert found["scores"]["dense"]["accuracy"] >= 0.95
+        nll = {name: score["nll"] for name, score in found["scores"].items()}
+        assert nll["dense"] < min(nll["wanda"], nll["tamp"])
+        assert sparsity < 0.7 or nll["tamp"] < 0.7 * nll["wanda"]
+        assert all(got == pytest.approx(sparsity, abs=1e-4) for got in found["sparsity"].values())
+    elif chapter == "01_token_diversity":
+        assert found["nll"]["text"] < found["nll"]["visual"] and found["nll"]["dense"] < 0.1
+        assert all(found["overlap"]["two halves"][kind] > iou for kind, iou in found["overlap"]["visual, text"].items())
+        assert all(-1 <= value <= 1 for pair in ("vv", "ll", "vl") for value in found["similarity"][pair])
+    elif chapter == "02_sparsity_allocation":
+        assert found["plan_error"] == 0 and len(found["scores"]) == len(found["sizes"]) == 56
+        assert found["cap"]["spread"][0] <= 0.1 and found["cap"]["spread"] == sorted(found["cap"]["spread"])
+        assert found["explained"] > 0.5
+    elif chapter == "03_token_selection":
+        assert found["same_as_package"] and 1 <= found["sample"]["picked"] < found["sample"]["tokens"]
+        assert 0.02 < sum(found["table"]["picked"]) / sum(found["table"]["tokens"]) < 0.4
+    elif chapter == "04_pruning":
+        assert found["masks_differ"] == 0
+        assert found["nll"]["dense"] < min(value for name, value in found["nll"].items() if name != "dense")
+        assert found["half"]["free"] < found["half"]["4:8"] < found["half"]["2:4"]
+        assert all(
+            got == pytest.approx(sparsity, abs=1e-4) for name, got in found["sparsity"].items() if ":" not in name
+        )
+    else:
+        assert chapter == "05_benchmarks"
+        assert found["nll"]["dense"] < min(found["nll"]["wanda"], found["nll"]["tamp"])
+        assert sparsity < 0.7 or found["nll"]["tamp"] < 0.7 * found["nll"]["wanda"]
+        assert found["accuracy"]["dense"] >= 0.95
+
+
+every = pytest.mark.parametrize("chapter", CHAPTERS)
+
+
+class TestHigherSparsity:
+    """Other sparsity, other seed."""
+
+    @every
+    def test_a_chapter_runs_and_finds_what_it_should(self, chapter, tmp_path):
+        check(chapter, run(chapter, tmp_path, SPARSITY=0.7, SEED=1, N_CALIBRATION=12, N_QUESTIONS=60), 0.7)
+
+
+class TestPattern:
+    """A pattern instead of a sparsity."""
+
+    @every
+    def test_a_chapter_runs_and_finds_what_it_should(self, chapter, tmp_path):
+        check(chapter, run(chapter, tmp_path, SPARSITY="2:4", SEED=2, N_CALIBRATION=12, N_QUESTIONS=60), 0.5)
+
+
+MUTATIONS = {
+    "the threshold of AMIA": (
+        "selection.py",
+        "threshold: float = 0.1",
+        "threshold: float = 0.2",
+        "03_token_selection",
+        "pick",
+    ),
+    "the sign of AMIA's inhibition": ("selection.py", "index], -lost)", "index], lost)", "03_token_selection", "pick"),
+    "the cap of DAS": ("recipe.py", "das_cap: float = 0.1", "das_cap: float = 0.2", "02_sparsity_allocation", "step"),
+    "the sign of DAS": ("planning.py", "diverse = 1 - ", "diverse = 1 + ", "02_sparsity_allocation", "scores"),
+}
+
+
+class TestMutations:
+    """A changed constant or sign of the method makes ``pytest --nbval`` fail, at the cell that looks at it."""
+
+    @pytest.mark.parametrize("name", MUTATIONS)
+    def test_a_changed_method_is_noticed(self, name, tmp_path):
+        module, old, new, chapter, cell = MUTATIONS[name]
+        shutil.copytree(ROOT / "tamp", tmp_path / "tamp", ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / "data").symlink_to(ROOT / "data")
+        source = (tmp_path / "tamp" / module).read_text()
+        assert old in source
+        (tmp_path / "tamp" / module).write_text(source.replace(old, new))
+        notebook = ROOT / "notebooks" / f"{chapter}.ipynb"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "--nbval", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", notebook],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
+            capture_output=True,
+            text=True,
+        )
+        place = next(number for number, found in enumerate(code(read(notebook))) if found.id == cell)
+        assert done.returncode == 1, done.stdout
+        assert f"Cell {place}" in done.stdout.split("short test summary")[-1], done.stdout
