@@ -98,9 +98,11 @@ class TestColab:
         here = Path(pytest.__path__[0]).parent if hasattr(pytest, "__path__") else Path(pytest.__file__).parents[1]
         (packages.parent / "runtime.pth").write_text(f"{here}\n")  # what a runtime has: torch, transformers, ...
         cell = tagged(read(NOTEBOOKS[0]), "remove-cell")[0].source
+        colab = tmp_path / "colab" / "google" / "colab"
+        colab.mkdir(parents=True)
+        (colab / "__init__.py").touch()
         script = (
-            "import sys, types\n"
-            "sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+            f"import sys; sys.path.append({str(tmp_path / 'colab')!r}); import google.colab\n"
             f"{cell}\n"
             "import os, tamp, torch\n"
             "print(os.getcwd(), tamp.__file__, torch.__file__, tamp.shipped.places.data_folder(), sep='\\n')\n"
