@@ -7,6 +7,7 @@ with: masks, rotary embeddings of any kind, position ids. Replaying a block is c
 import contextlib
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -217,6 +218,23 @@ def finite(position: int, number: int, tokens: dict[str, tuple[Tensor, Tensor]],
                     f"Block {position}, sample {number}: {what} holds NaN or infinity. Check the sample, or load "
                     "the model in bfloat16 or float32."
                 )
+
+
+def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -> None:
+    """Add the chosen tokens (T,) bool of every linear's inputs (T, in) to its accumulator.
+
+    Linears that read the same tensor and the same tokens (query, key and value, say) share the work.
+    """
+    readers: dict[tuple, list[str]] = defaultdict(list)
+    mask_of = dict(zip(inputs, chosen))
+    for name, tensor in inputs.items():
+        readers[tensor.data_ptr(), tensor.shape, id(mask_of[name])].append(name)
+    for first, *others in readers.values():
+        tensor, mask = inputs[first], mask_of[first]
+        part = statistics[first].add(tensor if mask.all() else tensor[mask])
+        for name in others:
+            statistics[name].total += part
+            statistics[name].count = statistics[first].count
 
 
 class AttentionRow:

@@ -85,8 +85,9 @@ def owl_scores(
             for number, batch in enumerate(walkers):
                 hidden = batch.run(block, position)
                 calibration.finite(position, number, tokens, hidden)
-                for name, (inputs, _) in tokens.items():
-                    squares[name].add(inputs[batch.modality >= 0])
+                for row, codes in enumerate(batch.modality):
+                    inputs = {name: entered[row] for name, (entered, _) in tokens.items()}
+                    calibration.add(squares, inputs, [codes >= 0] * len(inputs))
                 batch.hidden = hidden
         metrics = [criteria.wanda(linear.weight, squares[name].value()) for name, linear in linears.items()]
         entries = sum(metric.numel() for metric in metrics)

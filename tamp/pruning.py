@@ -183,7 +183,7 @@ def collect(
                     entries += len(outputs) * len(codes) ** 2
                 else:
                     choose = _choose(recipe, codes, batch.hidden[row], dense[-1][row])
-                    add(statistics, inputs, [choose] * len(linears))
+                    calibration.add(statistics, inputs, [choose] * len(linears))
             if waiting and (entries >= LOCK_STEP or number == len(captured) - 1):
                 chosen = selection.amia_batch(
                     [each for _, each in waiting],
@@ -192,7 +192,7 @@ def collect(
                     within=recipe.amia_similarity,
                 )
                 for (inputs, _), picks in zip(waiting, chosen):
-                    add(statistics, inputs, picks)
+                    calibration.add(statistics, inputs, picks)
                 waiting, entries = [], 0
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:
@@ -209,23 +209,6 @@ def _choose(recipe: Recipe, codes: Tensor, before: Tensor, after: Tensor) -> Ten
     if recipe.tokens == "atv":
         return selection.atv(before, after, codes, models.TEXT, recipe.atv_alpha)
     return selection.everything(codes) if recipe.tokens == "all" else selection.text(codes, models.TEXT)
-
-
-def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -> None:
-    """Add the chosen tokens (T,) bool of every linear's inputs (T, in) to its accumulator.
-
-    Linears that read the same tensor and the same tokens (query, key and value, say) share the work.
-    """
-    readers: dict[tuple, list[str]] = defaultdict(list)
-    mask_of = dict(zip(inputs, chosen))
-    for name, tensor in inputs.items():
-        readers[tensor.data_ptr(), tensor.shape, id(mask_of[name])].append(name)
-    for first, *others in readers.values():
-        tensor, mask = inputs[first], mask_of[first]
-        part = statistics[first].add(tensor if mask.all() else tensor[mask])
-        for name in others:
-            statistics[name].total += part
-            statistics[name].count = statistics[first].count
 
 
 def prune_linear(linear: nn.Linear, statistic, drop: int, recipe: Recipe) -> None:

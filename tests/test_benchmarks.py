@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import chapters
 import convergence
 import das_control
 import full_scale
@@ -147,6 +148,14 @@ def test_recorded_masks_hardly_depend_on_threads():
     for row in recorded("repeatability")["differing_weights"]:
         assert row["same_run_again"] == row["picked_one_sample_at_a_time"] == 0
         assert row["other_threads"] < 1e-6 * row["weights"], row
+
+
+@pytest.mark.parametrize("chapter", chapters.QUESTIONS)
+def test_the_chapters_show_what_they_found_on_the_real_language_model(chapter):
+    found = recorded(f"chapters/{chapter}")["parameters"]
+    asked = chapters.PARAMETERS
+    assert (found["model"], found["sparsity"], found["n"]) == tuple(asked.values())
+    assert found.get("questions", chapters.QUESTIONS[chapter]) == chapters.QUESTIONS[chapter]
 
 
 def test_outliers_are_measured_and_drawn(tmp_path):

@@ -102,6 +102,15 @@ def test_what_is_shipped_is_small_and_met_its_bar(name, mean, weakest):
     assert min(accuracy.values()) >= weakest
 
 
+def test_the_readme_lists_every_preset_and_every_module():
+    from tamp.recipe import PRESETS
+
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"| `{name}` |" in readme for name in PRESETS)
+    modules = {path.name for path in (ROOT / "tamp").glob("*.py")} - {"__init__.py", "errors.py"}
+    assert all(re.search(rf"^  {name} ", readme, re.M) for name in modules)
+
+
 def test_modules_of_the_maths_import_nothing_but_torch_and_each_other():
     ladder = ["errors", "masks", "criteria", "diversity", "selection", "allocation"]
     for place, name in enumerate(ladder):
