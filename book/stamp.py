@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "_config.yml"
 URL = re.compile(r"^ +url: https://github\.com/([\w.-]+/[\w.-]+)$", re.M)
 
 

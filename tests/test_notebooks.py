@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chapters
 import nbformat
 import papermill
 import pytest
@@ -126,14 +127,9 @@ class TestColab:
 
 def run(chapter: str, folder: Path, **parameters) -> dict:
     """Run a chapter under other parameters in an empty folder and return what it found."""
-    source = ROOT / "notebooks" / f"{chapter}.ipynb"
-    known = papermill.inspect_notebook(str(source))
-    wanted = {name: value for name, value in parameters.items() if name in known}
-    assert {"SPARSITY", "SEED"} <= wanted.keys()
-    papermill.execute_notebook(
-        str(source), str(folder / source.name), wanted, cwd=str(folder), progress_bar=False, kernel_name="python3"
-    )
-    return json.loads((folder / "results" / f"{chapter}.json").read_text())
+    known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{chapter}.ipynb"))
+    assert {"SPARSITY", "SEED"} <= known.keys() & parameters.keys()
+    return json.loads(chapters.run(chapter, parameters, folder).read_text())
 
 
 def check(chapter: str, found: dict, sparsity: float) -> None:
