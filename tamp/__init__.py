@@ -6,6 +6,8 @@ from tamp.conversations import calibration_set
 from tamp.errors import UserError
 from tamp.evaluation import evaluate
 from tamp.models import load
+from tamp.planning import plan
+from tamp.plans import Plan
 from tamp.pruning import prune
 from tamp.recipe import PRESETS, Recipe
 from tamp.report import Report
@@ -13,6 +15,7 @@ from tamp.report import Report
 __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
+    "Plan",
     "Recipe",
     "Report",
     "UserError",
@@ -23,6 +26,7 @@ __all__ = [
     "evaluate",
     "load",
     "masks",
+    "plan",
     "prune",
     "save",
     "selection",

@@ -1,16 +1,18 @@
 """From scores to a plan: how many weights each linear drops, exact to one weight.
 
 :func:`allocate` is ECoFLaP's rule (arXiv 2310.02998), which the paper inherits: every linear first keeps what the cap
-demands, and the rest of the budget is shared in proportion to the scores. :func:`banded` is OWL's. Counts are whole numbers
-throughout.
+demands, and the rest of the budget is shared in proportion to the scores. :func:`banded` is OWL's, :func:`stepped` rounds to
+the steps of an N:M pattern. Counts are whole numbers throughout.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 from tamp import masks
+
+REACH = 8
+"""How many steps of a pattern linears of one size may take together beyond what they ask for, to meet the total."""
 
 
 def uniform(sizes: Sequence[int], sparsity: float) -> list[int]:
@@ -125,6 +127,44 @@ def banded(scores: Sequence[float], sizes: Sequence[int], sparsity: float, half_
     )
 
 
+def stepped(drops: Sequence[int], sizes: Sequence[int], m: int, most: int | None = None) -> list[int]:
+    """Round a plan to whole steps of an N:M pattern: of every m consecutive inputs, n are dropped, n chosen per linear.
+
+    Args:
+        drops: weights to drop per linear, in [0, size].
+        sizes: weights per linear, divisible by m.
+        m: the size of a group.
+        most: largest n allowed, m - 1 if None.
+
+    Returns:
+        Weights to drop per linear, each a multiple of ``size / m``. Linears of one size are rounded by largest remainder to
+        a number of steps that lies within ``REACH`` of what they ask for together; among these numbers are taken those
+        whose total comes closest to that of ``drops``, and of such, those nearest to what was asked.
+    """
+    most = m - 1 if most is None else most
+    steps = [size // m for size in _whole(sizes)]
+    wanted = [min(Fraction(drop, step), Fraction(most)) for drop, step in zip(drops, steps)]
+    alike = {step: [i for i, each in enumerate(steps) if each == step] for step in dict.fromkeys(steps)}
+    reachable: dict[int, tuple[Fraction, tuple[int, ...]]] = {0: (Fraction(0), ())}  # total: (moved, steps per size)
+    for step, members in alike.items():
+        asked = sum(wanted[i] for i in members)
+        near = range(max(0, math.floor(asked) - REACH), min(most * len(members), math.ceil(asked) + REACH) + 1)
+        grown: dict[int, tuple[Fraction, tuple[int, ...]]] = {}
+        for total, (moved, taken) in reachable.items():
+            for number in near:
+                candidate = moved + step * abs(number - asked), (*taken, number)
+                place = total + number * step
+                grown[place] = min(grown.get(place, candidate), candidate)
+        # The cheapest suffice: a model has few sizes of linears, and their steps many common divisors.
+        reachable = dict(sorted(grown.items(), key=lambda item: item[1])[:4096])
+    _, numbers = reachable[min(reachable, key=lambda total: (abs(total - sum(drops)), reachable[total]))]
+    chosen = [0] * len(steps)
+    for number, members in zip(numbers, alike.values()):
+        for i, n in zip(members, _round([wanted[i] for i in members], number, [most] * len(members))):
+            chosen[i] = n * steps[i]
+    return chosen
+
+
 def _room(scaled: list[Fraction], centre: Fraction, share: Fraction) -> list[Fraction]:
     """List the widths at which a block would drop none or all of its weights."""
     return [(share if place > centre else share - 1) / (place - centre) for place in scaled if place != centre]
@@ -148,25 +188,3 @@ def _round(shares: Sequence[Fraction], total: int, limits: Sequence[int] | None 
                 whole[i] += step
                 missing -= step
     return whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How many weights every linear drops.
-
-    Attributes:
-        linears: names of the linears inside the model, in the order of the blocks.
-        sizes: weights of each.
-        drops: weights to drop of each.
-        scores: what the allocation was made from, None if it was uniform.
-    """
-
-    linears: tuple[str, ...]
-    sizes: tuple[int, ...]
-    drops: tuple[int, ...]
-    scores: tuple[float, ...] | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """Share of all weights dropped."""
-        return sum(self.drops) / sum(self.sizes)

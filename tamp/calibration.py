@@ -45,6 +45,18 @@ class Done(Exception):
 
 
 @contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and give every module its own mode back on leaving."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
 def hooks(*handles) -> Iterator[None]:
     """Remove the given hook handles on leaving, come what may."""
     try:

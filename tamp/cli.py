@@ -59,22 +59,37 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
         made.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
 
+    def planned(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--preset", default="tamp", help="a row of the table of methods (default: tamp)")
+        made.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5)")
+        made.add_argument("--pattern", help="n:m, such as 2:4, instead of a sparsity")
+        made.add_argument("--allocation", help="uniform, owl, alphapruning, ecoflap or das, instead of the preset's")
+        made.add_argument(
+            "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"
+        )
+        made.add_argument("--n", type=int, default=128, help="calibration samples (default: 128)")
+        made.add_argument("--seed", type=int, default=42, help="of the calibration samples (default: 42)")
+
     prune = command("prune", _prune, "prune a model and save it")
     prune.add_argument("model", help="a shipped name, a folder or a hub id")
-    prune.add_argument("--preset", default="tamp", help="a row of the table of methods (default: tamp)")
-    prune.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5)")
-    prune.add_argument("--pattern", help="n:m, such as 2:4, instead of a sparsity")
-    prune.add_argument("--allocation", help="uniform, owl, alphapruning, ecoflap or das, instead of the preset's")
+    planned(prune)
+    prune.add_argument(
+        "--plan", help="a file written by `tamp plan`; it takes the place of sparsity, pattern, allocation"
+    )
     prune.add_argument("--tokens", help="all, text, atv or amia, instead of the preset's")
     prune.add_argument("--criterion", help="magnitude, wanda or sparsegpt, instead of the preset's")
-    prune.add_argument(
-        "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"
-    )
-    prune.add_argument("--n", type=int, default=128, help="calibration samples (default: 128)")
-    prune.add_argument("--seed", type=int, default=42, help="of the calibration samples (default: 42)")
     prune.add_argument("--out", required=True, help="folder to save to")
     prune.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     shared(prune)
+
+    plan = command(
+        "plan", _plan, "decide how much of each linear to drop, and write it to a file; or compare two such files"
+    )
+    plan.add_argument("model", nargs="+", help="a shipped name, a folder or a hub id; or: diff FIRST.json SECOND.json")
+    planned(plan)
+    plan.add_argument("--cap", type=float, help="how far above the sparsity any linear may go, under das and ecoflap")
+    plan.add_argument("--out", default="plan.json", help="file to write (default: plan.json)")
+    shared(plan)
 
     evaluate = command("evaluate", _evaluate, "evaluate a model on a benchmark")
     evaluate.add_argument("model", help="a shipped name, a folder or a hub id")
@@ -99,24 +114,60 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _recipe(options: argparse.Namespace, *names: str, **changes):
+    import tamp
+
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return tamp.Recipe.preset(options.preset, **{**changes, **asked})
+
+
 def _prune(options: argparse.Namespace) -> None:
     import tamp
     from tamp import conversations
     from tamp.checkpoint import check_free
+    from tamp.errors import UserError
 
-    changes = {
-        name: getattr(options, name)
-        for name in ("sparsity", "pattern", "allocation", "tokens", "criterion")
-        if getattr(options, name) is not None
-    }
-    recipe = tamp.Recipe.preset(options.preset, **changes)
+    plan, fixed = None, {}
+    if options.plan:
+        if given := [name for name in ("sparsity", "pattern", "allocation") if getattr(options, name) is not None]:
+            raise UserError(f"A plan fixes the {given[0]}: leave out --{given[0]}, or --plan.")
+        plan = tamp.Plan.read(options.plan)
+        fixed = {"allocation": "uniform", "pattern": plan.pattern, "sparsity": plan.target}
+    recipe = _recipe(options, "sparsity", "pattern", "allocation", "tokens", "criterion", **fixed)
     check_free(options.out, options.overwrite)  # before the work, not after it
     source = conversations.own_set(options.model, options.calibration, "--calibration") if recipe.needs_samples else ""
     model, processor = tamp.load(options.model, options.device, options.dtype)
     samples = tamp.calibration_set(source, processor, options.n, options.seed) if recipe.needs_samples else None
-    report = tamp.prune(model, samples, recipe, progress=_bars())
+    report = tamp.prune(model, samples, recipe, progress=_bars(), plan=plan)
     print(report)
     print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import tamp
+    from tamp import conversations, plans
+    from tamp.errors import UserError
+
+    if options.model[0] == "diff" and len(options.model) == 3:
+        first, second = map(tamp.Plan.read, options.model[1:])
+        table = plans.differences(first, second)
+        print(
+            table.loc[table["points"].abs().sort_values(ascending=False).index].head(10).round(4).to_string(index=False)
+        )
+        print(f"{plans.distance(first.drops, second.drops):.2%} of the dropped weights lie in other linears")
+        return
+    if len(options.model) != 1:
+        raise UserError("`tamp plan` takes one model, or: tamp plan diff FIRST.json SECOND.json")
+    options.das_cap, (model,) = options.cap, options.model
+    recipe = _recipe(options, "sparsity", "pattern", "allocation", "das_cap")
+    needed = recipe.allocation_needs_samples
+    source = conversations.own_set(model, options.calibration, "--calibration") if needed else ""
+    model, processor = tamp.load(model, options.device, options.dtype)
+    n = min(options.n, recipe.allocation_samples or options.n)
+    samples = tamp.calibration_set(source, processor, n, options.seed) if needed else None
+    made = tamp.plan(model, samples, recipe, progress=_bars())
+    print(made)
+    print(f"written to {made.write(options.out)}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -20,4 +20,5 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"There is no {kind} {name!r}.{guess} There are: {', '.join(known)}.{' ' + hint if hint else ''}")
+    shown = [*known[:20], f"and {len(known) - 20} more"] if len(known) > 20 else known
+    return UserError(f"There is no {kind} {name!r}.{guess} There are: {', '.join(shown)}.{' ' + hint if hint else ''}")

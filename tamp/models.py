@@ -4,6 +4,7 @@ Nothing here is a table of families. The blocks are found through the decoder of
 modality of a token by the ids that the model's own configuration reserves for images, video and audio.
 """
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
     """Return the linears inside a block by their name in it, in order of definition."""
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+
+
+def all_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linears of all decoder blocks by their name inside the model, block after block."""
+    return {
+        f"{prefix}.{name}": linear for prefix, block in blocks(model).items() for name, linear in linears(block).items()
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Condense names, shapes and the first weights of the decoder's linears, to tell models apart in no time.
+
+    Returns:
+        SHA-256, in hexadecimal; the same for every device, and for a model that was widened from half precision.
+    """
+    condensed = hashlib.sha256()
+    for name, linear in all_linears(model).items():
+        condensed.update(f"{name} {tuple(linear.weight.shape)}".encode())
+        condensed.update(linear.weight.detach()[0, :16].float().cpu().numpy().tobytes())
+    return condensed.hexdigest()
 
 
 def placeholder_ids(model: nn.Module) -> dict[int, int]:

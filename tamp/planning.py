@@ -3,11 +3,12 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
-from tamp import allocation, calibration, criteria, diversity, models
+from tamp import allocation, calibration, criteria, diversity, masks, models, plans
 from tamp.errors import UserError
 from tamp.recipe import Recipe
 
@@ -196,18 +197,84 @@ def score(
     return {"das": das_scores, "owl": owl_scores}[recipe.allocation](stack, captured, recipe, progress)
 
 
-def make_plan(
-    sizes: dict[str, int], per_block: list[int], scores: list[float] | None, recipe: Recipe
-) -> allocation.Plan:
+@torch.no_grad()
+def plan(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, progress: bool = True) -> plans.Plan:
+    """Decide how many weights each linear of a dense model drops; the model stays as it is.
+
+    Args:
+        model: see :func:`tamp.prune`.
+        samples: see :func:`tamp.prune`; an allocation that looks at no activation needs none.
+        recipe: its allocation, target and pattern count, its tokens and criterion do not.
+        progress: show bars.
+
+    Returns:
+        The plan, to be looked at, written (`Plan.write`), edited, and given to :func:`tamp.prune`.
+
+    Raises:
+        UserError: if a sample or a width does not fit.
+    """
+    check_model(model, recipe.pattern)
+    seen = samples[slice(recipe.allocation_samples)] if samples and recipe.allocation_needs_samples else []
+    if recipe.allocation_needs_samples and not seen:
+        raise UserError(
+            f"The allocation {recipe.allocation!r} needs calibration samples and got none; "
+            "make some with tamp.calibration_set(...)."
+        )
+    with calibration.undisturbed(model):
+        captured = calibration.capture(model, seen, progress) if seen else []
+        scores = score(model, seen, captured, recipe, progress) if recipe.plans else None
+    return make_plan(model, scores, recipe)
+
+
+def check_model(model: nn.Module, pattern: str | None) -> None:
+    """Refuse a model whose weights are not there, are quantized, or do not fit a pattern."""
+    for name, linear in models.all_linears(model).items():
+        if linear.weight.is_meta:
+            raise UserError(f"The weight of {name} is not in memory (meta device); load the model onto one device.")
+        if not linear.weight.is_floating_point():
+            raise UserError(f"The weight of {name} is {linear.weight.dtype}: prune before quantizing.")
+        if pattern and linear.in_features % (m := masks.parse_pattern(pattern)[1]):
+            raise UserError(f"Pattern {pattern} needs widths divisible by {m}; {name} has {linear.in_features} inputs.")
+
+
+def make_plan(model: nn.Module, scores: list[float] | None, recipe: Recipe) -> plans.Plan:
     """Turn scores into weights to drop per linear.
 
     Args:
-        sizes: weights per linear, in the order of the blocks.
+        model: the dense model.
+        scores: one per linear, or None for the same share everywhere.
+        recipe: target, cap, pattern and granularity.
+    """
+    sizes = {name: linear.weight.numel() for name, linear in models.all_linears(model).items()}
+    per_block = [len(models.linears(block)) for block in models.blocks(model).values()]
+    capped = scores is not None and recipe.allocation in ("das", "ecoflap")
+    return plans.Plan(
+        linears=tuple(sizes),
+        sizes=tuple(sizes.values()),
+        drops=tuple(share_out(list(sizes.values()), per_block, scores, recipe)),
+        scores=None if scores is None else tuple(scores),
+        target=recipe.sparsity,
+        pattern=recipe.pattern,
+        cap=min(1.0, round(recipe.sparsity + recipe.das_cap, 12)) if capped else None,
+        allocation=recipe.allocation,
+        model=getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        fingerprint=models.fingerprint(model),
+    )
+
+
+def share_out(counts: list[int], per_block: list[int], scores: list[float] | None, recipe: Recipe) -> list[int]:
+    """Share the weights to drop among linears.
+
+    Args:
+        counts: weights per linear, in the order of the blocks.
         per_block: number of linears in every block; blocks may differ.
         scores: one per linear, or None for the same share everywhere.
-        recipe: target, cap and granularity.
+        recipe: target, cap, pattern and granularity.
+
+    Returns:
+        Weights to drop per linear. Under a pattern every linear drops some n of m inputs; a cap then counts rounded up to a
+        whole n, since a lower one would leave nothing but the pattern itself.
     """
-    counts = list(sizes.values())
     if scores is None:
         drops = allocation.uniform(counts, recipe.sparsity)
     else:
@@ -221,9 +288,12 @@ def make_plan(
         drops = []
         for part, drop in zip(parts, _rule(means, [sum(counts[part]) for part in parts], recipe)):
             drops += allocation.spread(counts[part], drop)
-    return allocation.Plan(
-        linears=tuple(sizes), sizes=tuple(counts), drops=tuple(drops), scores=None if scores is None else tuple(scores)
-    )
+    if not recipe.pattern:
+        return drops
+    m = masks.parse_pattern(recipe.pattern)[1]
+    capped = recipe.allocation in ("das", "ecoflap")
+    most = min(m - 1, math.ceil(m * masks.exact(recipe.sparsity) + m * Fraction(str(recipe.das_cap))))
+    return allocation.stepped(drops, counts, m, most if capped else None)
 
 
 def _rule(scores: list[float], sizes: list[int], recipe: Recipe) -> list[int]:

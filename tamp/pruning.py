@@ -6,6 +6,8 @@ next block.
 """
 
 import contextlib
+import dataclasses
+import logging
 import math
 import time
 from collections import defaultdict
@@ -15,16 +17,24 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tamp import allocation, calibration, criteria, masks, models, planning, selection
+from tamp import calibration, criteria, masks, models, planning, plans, selection
 from tamp.errors import UserError
 from tamp.recipe import Recipe
 from tamp.report import Report, peak_memory
+
+log = logging.getLogger(__name__)
 
 LOCK_STEP = 2**26  # kernel entries (float32) of the samples whose tokens are picked together
 
 
 @torch.no_grad()
-def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, progress: bool = True) -> Report:
+def prune(
+    model: nn.Module,
+    samples: Sequence[dict] | None,
+    recipe: Recipe,
+    progress: bool = True,
+    plan: plans.Plan | None = None,
+) -> Report:
     """Prune the linears of a model's decoder blocks in place.
 
     Everything else stays untouched, bit for bit, and so do the model's mode, device, ``use_cache`` and attention setting.
@@ -35,34 +45,44 @@ def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, prog
         samples: processor outputs, see :func:`tamp.calibration_set`; may be None for magnitude pruning.
         recipe: what to do.
         progress: show bars.
+        plan: from :func:`tamp.plan` or a file (:meth:`tamp.plans.Plan.read`): how much of each linear to drop. It takes
+            the place of the recipe's allocation, so that any method runs under any plan.
 
     Returns:
         A :class:`tamp.report.Report`: a row per linear, exact sparsity, times and memory.
 
     Raises:
-        UserError: if a sample or a width does not fit. An exception that leaves the model partly pruned says so in a note.
+        UserError: if a sample, a width or the plan does not fit. An exception that leaves the model partly pruned says so
+            in a note.
     """
     blocks = models.blocks(model)
     stack = list(blocks.values())
-    linears = {
-        f"{prefix}.{name}": linear for prefix, block in blocks.items() for name, linear in models.linears(block).items()
-    }
-    _check(linears, samples, recipe)
+    linears = models.all_linears(model)
+    planning.check_model(model, recipe.pattern)
+    if plan is not None:
+        recipe = _under(plan, recipe, model)
+    needed = recipe.needs_samples if plan is None else recipe.criterion != "magnitude"
+    if needed and not samples:
+        raise UserError(
+            f"{recipe.allocation} + {recipe.criterion} needs calibration samples and got none; "
+            "make some with tamp.calibration_set(...)."
+        )
     watch = Stopwatch(next(model.parameters()).device)
     pruned = 0
-    with undisturbed(model):
+    with calibration.undisturbed(model):
         try:
             captured = []
-            if recipe.needs_samples:
+            if needed:
                 with watch("capture"):
                     captured = calibration.capture(model, samples, progress)
-            scores = None
-            if recipe.plans:
-                with watch("allocate"):
-                    some = slice(recipe.allocation_samples)
-                    scores = planning.score(model, samples[some] if samples else [], captured[some], recipe, progress)
-            sizes = {name: linear.weight.numel() for name, linear in linears.items()}
-            plan = planning.make_plan(sizes, [len(models.linears(block)) for block in stack], scores, recipe)
+            if plan is None:
+                scores = None
+                if recipe.plans:
+                    with watch("allocate"):
+                        some = slice(recipe.allocation_samples)
+                        seen = samples[some] if samples else []
+                        scores = planning.score(model, seen, captured[some], recipe, progress)
+                plan = planning.make_plan(model, scores, recipe)
             drops = iter(plan.drops)
             rows = []
             for position, block in enumerate(calibration.steps(stack, "prune", progress)):
@@ -87,7 +107,7 @@ def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, prog
     return Report(
         recipe=recipe,
         plan=plan,
-        table=_table(rows, plan, zeros, recipe),
+        table=_table(rows, plan, zeros),
         sparsity=sum(zeros) / sum(plan.sizes),
         samples=len(captured),
         seconds=dict(watch.seconds),
@@ -96,34 +116,17 @@ def prune(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, prog
     )
 
 
-def _check(linears: dict[str, nn.Linear], samples: Sequence[dict] | None, recipe: Recipe) -> None:
-    """Refuse what cannot work before anything is touched."""
-    if recipe.needs_samples and not samples:
+def _under(plan: plans.Plan, recipe: Recipe, model: nn.Module) -> Recipe:
+    """Check that a plan, a recipe and a model belong together, and return the recipe with the plan's allocation."""
+    plan.check({name: linear.weight.numel() for name, linear in models.all_linears(model).items()})
+    if (plan.target, plan.pattern) != (recipe.sparsity, recipe.pattern):
         raise UserError(
-            f"{recipe.criterion} needs calibration samples and got none; make some with tamp.calibration_set(...)."
+            f"The plan is for {plan.pattern or f'a sparsity of {plan.target:g}'} and the recipe asks for "
+            f"{recipe.pattern or f'{recipe.sparsity:g}'}: give the recipe the plan's."
         )
-    for name, linear in linears.items():
-        if linear.weight.is_meta:
-            raise UserError(f"The weight of {name} is not in memory (meta device); load the model onto one device.")
-        if not linear.weight.is_floating_point():
-            raise UserError(f"The weight of {name} is {linear.weight.dtype}: prune before quantizing.")
-        if recipe.pattern and linear.in_features % masks.parse_pattern(recipe.pattern)[1]:
-            raise UserError(
-                f"Pattern {recipe.pattern} needs widths divisible by {masks.parse_pattern(recipe.pattern)[1]}; "
-                f"{name} has {linear.in_features} inputs."
-            )
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and give every module its own mode back on leaving."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    if plan.fingerprint != models.fingerprint(model):
+        log.warning("The plan was made for other weights (%s) than those of this model.", plan.model or "not named")
+    return dataclasses.replace(recipe, allocation=plan.allocation)
 
 
 class Stopwatch:
@@ -217,12 +220,16 @@ def prune_linear(linear: nn.Linear, statistic, drop: int, recipe: Recipe) -> Non
     Args:
         linear: what to prune.
         statistic: its accumulator, None for magnitude.
-        drop: how many weights to drop, unless the recipe has a pattern.
+        drop: how many weights to drop; under a pattern, of every m inputs the share that this is of all weights.
         recipe: criterion and pattern.
     """
+    if not drop:
+        return
     weight = linear.weight
+    m = masks.parse_pattern(recipe.pattern)[1] if recipe.pattern else 0
+    n = drop * m // weight.numel()
     if recipe.criterion == "sparsegpt":
-        asked = {"pattern": recipe.pattern} if recipe.pattern else {"drop": drop}
+        asked = {"pattern": f"{n}:{m}"} if m else {"drop": drop}
         weight.copy_(
             criteria.sparsegpt(weight, statistic.value(), damping=recipe.damping, block=recipe.block_size, **asked)
         )
@@ -230,11 +237,7 @@ def prune_linear(linear: nn.Linear, statistic, drop: int, recipe: Recipe) -> Non
     metric = (
         criteria.magnitude(weight) if recipe.criterion == "magnitude" else criteria.wanda(weight, statistic.value())
     )
-    mask = (
-        masks.n_of_m(metric, *masks.parse_pattern(recipe.pattern))
-        if recipe.pattern
-        else masks.unstructured(metric, drop=drop)
-    )
+    mask = masks.n_of_m(metric, n, m) if m else masks.unstructured(metric, drop=drop)
     weight.masked_fill_(mask, 0)
 
 
@@ -257,13 +260,11 @@ def replay(block: nn.Module, position: int, captured: list[calibration.Captured]
     return (wrong / added).sqrt().item() if added else 0.0
 
 
-def _table(rows: list[dict], plan: allocation.Plan, zeros: list[int], recipe: Recipe) -> pd.DataFrame:
+def _table(rows: list[dict], plan: plans.Plan, zeros: list[int]) -> pd.DataFrame:
     """Put a row per linear: what was asked, what came out, what it cost."""
     table = pd.DataFrame(rows)
     table.insert(2, "weights", plan.sizes)
     table.insert(3, "score", plan.scores if plan.scores else math.nan)
-    table.insert(
-        4, "asked", [recipe.sparsity if recipe.pattern else drop / size for drop, size in zip(plan.drops, plan.sizes)]
-    )
+    table.insert(4, "asked", [drop / size for drop, size in zip(plan.drops, plan.sizes)])
     table.insert(5, "got", [zero / size for zero, size in zip(zeros, plan.sizes)])
     return table.astype({"kept": float, "error": float})

@@ -28,14 +28,33 @@ CHOICES = {
 }
 
 
+USED_WITH = {
+    "das_similarity": {"allocation": ("das",)},
+    "das_granularity": {"allocation": ("das",)},
+    "das_cap": {"allocation": ("das", "ecoflap")},
+    "owl_threshold": {"allocation": ("owl",)},
+    "owl_band": {"allocation": ("owl",)},
+    "alpha_band": {"allocation": ("alphapruning",)},
+    "ecoflap_step": {"allocation": ("ecoflap",)},
+    "atv_alpha": {"tokens": ("atv",)},
+    "amia_similarity": {"tokens": ("amia",)},
+    "amia_neighbours": {"tokens": ("amia",)},
+    "amia_threshold": {"tokens": ("amia",)},
+    "damping": {"criterion": ("sparsegpt",)},
+    "block_size": {"criterion": ("sparsegpt",)},
+}
+"""Option to the choices it belongs to; given with others it would do nothing, which is refused."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What to prune and how; the default is TAMP at 50 %.
 
     Attributes:
         sparsity: share of weights to drop, in [0, 1). With a pattern it is n / m and need not be given.
-        pattern: ``"n:m"``, n of every m consecutive inputs dropped. It fixes every linear's sparsity, so a plan has
-            nothing left to say and is not made.
+        pattern: ``"n:m"``, n of every m consecutive inputs dropped. With the allocation ``"uniform"`` that is every linear's
+            pattern, as hardware wants it; any other allocation chooses n per linear, so that the whole meets n / m as
+            closely as whole steps allow.
         allocation: how sparsity is spread over the linears: ``"uniform"``, ``"owl"``, ``"alphapruning"``,
             ``"ecoflap"`` or ``"das"``.
         tokens: which calibration tokens count: ``"all"``, ``"text"``, ``"atv"`` or ``"amia"``.
@@ -91,6 +110,7 @@ class Recipe:
             object.__setattr__(self, "sparsity", float(masks.exact(0.5 if self.sparsity is None else self.sparsity)))
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
+        self._refuse_what_does_nothing()
         for name, low in (
             ("das_cap", 0),
             ("owl_threshold", 0),
@@ -122,12 +142,30 @@ class Recipe:
                 raise unknown("recipe field", change, known)
         return cls(**{**PRESETS[name], **changes})
 
-    @property
-    def needs_samples(self) -> bool:
-        """Whether pruning has to look at calibration samples at all."""
-        return self.criterion != "magnitude" or (self.plans and self.allocation != "alphapruning")
+    def _refuse_what_does_nothing(self) -> None:
+        if self.criterion == "magnitude" and self.tokens != "all":
+            raise UserError(
+                f"Magnitude looks at no calibration token, so tokens={self.tokens!r} means nothing: use 'all'."
+            )
+        for field in fields(self):
+            for choice, users in USED_WITH.get(field.name, {}).items():
+                if getattr(self, field.name) != field.default and getattr(self, choice) not in users:
+                    raise UserError(
+                        f"{field.name} does nothing under {choice}={getattr(self, choice)!r}; it belongs to "
+                        f"{' and '.join(map(repr, users))}."
+                    )
 
     @property
     def plans(self) -> bool:
-        """Whether pass 1 is needed: an allocation other than uniform, and no pattern that fixes every linear."""
-        return self.allocation != "uniform" and self.pattern is None
+        """Whether pass 1 is needed: an allocation other than uniform."""
+        return self.allocation != "uniform"
+
+    @property
+    def allocation_needs_samples(self) -> bool:
+        """Whether the allocation looks at calibration samples; AlphaPruning looks at weights alone."""
+        return self.allocation not in ("uniform", "alphapruning")
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether pruning has to look at calibration samples at all."""
+        return self.criterion != "magnitude" or self.allocation_needs_samples

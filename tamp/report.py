@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 import transformers
 
-from tamp.allocation import Plan
 from tamp.errors import unknown
+from tamp.plans import Plan
 from tamp.shipped.places import data_folder
 
 if TYPE_CHECKING:

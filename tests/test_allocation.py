@@ -1,5 +1,6 @@
 """How many weights every linear drops: an exact total, a cap, and more kept where the score is higher."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -116,6 +117,28 @@ def test_uniform_gives_every_linear_the_sparsity_to_within_one_weight(sizes, spa
     assert is_total(drops, sizes, sparsity)
 
 
+@checked
+@given(
+    st.lists(st.tuples(st.sampled_from([4, 6, 9, 24]), st.floats(0, 1)), min_size=1, max_size=8),
+    st.sampled_from([4, 8]),
+)
+def test_whole_steps_come_as_close_to_the_total_as_they_can(linears, m):
+    steps = [step for step, _ in linears]
+    sizes = [step * m for step in steps]
+    drops = [round(size * share) for size, (_, share) in zip(sizes, linears)]
+    got = allocation.stepped(drops, sizes, m)
+    numbers = [drop // step for drop, step in zip(got, steps)]
+    assert [n * step for n, step in zip(numbers, steps)] == got and all(0 <= n <= m - 1 for n in numbers)
+    reachable = {0}
+    for step in steps:
+        reachable = {total + n * step for total in reachable for n in range(m)}
+    if len(linears) <= 3:  # then REACH is all there is
+        assert abs(sum(got) - sum(drops)) == min(abs(total - sum(drops)) for total in reachable)
+    for one, other in itertools.combinations(range(len(steps)), 2):
+        if steps[one] == steps[other] and drops[one] > drops[other]:
+            assert got[one] >= got[other]
+
+
 # By hand --------------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +180,16 @@ def test_counts_of_a_whole_model_are_exact():
     assert sum(drops) == sum(sizes) * 16
     expected = oracles.kept(scores, sizes * 32, 0.5, sum(drops))
     assert all(abs(n - drop - keep) <= 1 for n, drop, keep in zip(sizes * 32, drops, expected))
+
+
+def test_whole_steps_by_hand():
+    # Steps of 10, 10 and 4 weights. 26 + 14 + 8 is met by three of the first, one of the second and two of the third.
+    assert allocation.stepped([26, 14, 8], [40, 40, 16], 4) == [30, 10, 8]
+    # Two large linears can drop 20 or 30, a third of steps of 2 makes up for what is missing of 27.
+    assert allocation.stepped([13, 12, 2], [40, 40, 8], 4) == [10, 10, 6]
+    # At most 2 of 4: what the first may not drop, the second does.
+    assert allocation.stepped([30, 10], [40, 40], 4, most=2) == [20, 20]
+    assert allocation.stepped([40, 10], [40, 40], 4) == [30, 20]
 
 
 def test_nothing_to_drop_drops_nothing():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 import tamp
@@ -31,6 +32,23 @@ def test_every_part_can_be_chosen(tmp_path, capsys):
     assert "uniform + text + sparsegpt 2:4: 50.0000%" in capsys.readouterr().out
 
 
+def test_a_plan_is_written_compared_and_pruned_by(tmp_path, capsys):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert run("plan", "mini-llava-next", "--n", 2, "--out", one) == 0
+    assert "das for mini-llava-next: 50.0000% of 3,538,944 weights" in capsys.readouterr().out
+    assert run("plan", "mini-llava-next", "--preset", "wanda", "--out", two) == 0
+    capsys.readouterr()
+    assert run("plan", "diff", one, two) == 0
+    said = capsys.readouterr().out
+    moved = tamp.plans.distance(tamp.Plan.read(one).drops, tamp.Plan.read(two).drops)
+    assert f"{moved:.2%} of the dropped weights lie in other linears" in said and "v_proj" in said
+    out = tmp_path / "pruned"
+    assert run("prune", "mini-llava-next", "--plan", one, "--preset", "sparsegpt", "--n", 2, "--out", out) == 0
+    assert "das + all + sparsegpt: 50.0000%" in capsys.readouterr().out
+    sizes = tamp.Plan.read(one)
+    assert pd.read_csv(out / "tamp.csv")["asked"].tolist() == [d / n for d, n in zip(sizes.drops, sizes.sizes)]
+
+
 def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     page = tmp_path / "demo.html"
     assert run("demo", "--model", "mini-llava-next", "--limit", 30, "--n", 4, "--out", page) == 0
@@ -54,6 +72,10 @@ MISTAKES = {
     "device": ("evaluate", "mini-llava-next", "--device", "warp"),
     "hub": ("evaluate", "nobody/nothing", "--limit", "1"),
     "folder": ("verify", "OUT"),
+    "plan": ("prune", "mini-llava-next", "--plan", "OUT", "--out", "OUT"),
+    "plan and sparsity": ("prune", "mini-llava-next", "--plan", "p.json", "--sparsity", "0.5", "--out", "OUT"),
+    "plans": ("plan", "diff", "one.json"),
+    "plan's cap": ("plan", "mini-llava-next", "--preset", "wanda", "--cap", "0.2", "--out", "OUT"),
 }
 
 

@@ -45,13 +45,12 @@ def test_block_granularity_gives_the_linears_of_a_block_one_sparsity():
 
 
 def test_blocks_with_different_numbers_of_linears_are_pooled_as_they_are():
-    sizes = dict.fromkeys(("0.a", "1.a", "1.b", "1.c", "2.a"), 100)
     recipe = Recipe(sparsity=0.5, das_granularity="block")
-    plan = planning.make_plan(sizes, [1, 3, 1], [1.0, 2.0, 3.0, 4.0, 1.0], recipe)
-    first, *middle, last = plan.drops
+    drops = planning.share_out([100] * 5, [1, 3, 1], [1.0, 2.0, 3.0, 4.0, 1.0], recipe)
+    first, *middle, last = drops
     assert max(middle) - min(middle) <= 1
     assert abs(first - last) <= 1
-    assert sum(plan.drops) == 250
+    assert sum(drops) == 250
 
 
 def test_higher_diversity_keeps_more_and_the_cap_holds():
@@ -131,13 +130,11 @@ def test_the_hill_estimate_is_the_formula_on_four_eigenvalues():
 
 
 def test_alphapruning_drops_more_where_the_tail_is_lighter_and_is_exact():
-    sizes = dict.fromkeys("abcd", 1000)
     recipe = Recipe(allocation="alphapruning", sparsity=0.5)
-    plan = planning.make_plan(sizes, [2, 2], [2.0, 4.0, 3.0, math.inf], recipe)
-    assert sum(plan.drops) == 2000
-    assert plan.drops == pytest.approx([313, 613, 463, 613], abs=1)  # 500 +- 150, centred; infinite as the lightest
-    even = planning.make_plan(sizes, [2, 2], [math.inf] * 4, recipe)
-    assert even.drops == (500,) * 4
+    drops = planning.share_out([1000] * 4, [2, 2], [2.0, 4.0, 3.0, math.inf], recipe)
+    assert sum(drops) == 2000
+    assert drops == pytest.approx([313, 613, 463, 613], abs=1)  # 500 +- 150, centred; infinite as the lightest
+    assert planning.share_out([1000] * 4, [2, 2], [math.inf] * 4, recipe) == [500] * 4
 
 
 @EVERY
@@ -179,5 +176,6 @@ def test_no_allocation_touches_a_weight(allocation_):
 
 def test_alphapruning_by_magnitude_needs_no_samples():
     model, _ = tiny.build("llava_next")
-    report = pruning.prune(model, None, Recipe(allocation="alphapruning", criterion="magnitude"), progress=False)
+    recipe = Recipe(allocation="alphapruning", tokens="all", criterion="magnitude")
+    report = pruning.prune(model, None, recipe, progress=False)
     assert report.sparsity == pytest.approx(0.5, abs=1e-5) and report.table["got"].nunique() > 1

@@ -58,20 +58,41 @@ def test_every_preset_meets_its_budget_exactly_in_every_family(family, preset):
     "choice", itertools.product(*(CHOICES[name] for name in ("allocation", "tokens", "criterion")))
 )
 def test_every_combination_runs_and_is_exact(choice):
-    allocation, tokens, criterion = choice
-    _, report = run(allocation=allocation, tokens=tokens, criterion=criterion, sparsity=0.5)
-    assert report.sparsity == 0.5
+    choices = dict(zip(("allocation", "tokens", "criterion"), choice))
+    if choices["criterion"] == "magnitude" and choices["tokens"] != "all":
+        with pytest.raises(UserError, match="Magnitude looks at no calibration token"):
+            run(**choices)
+        return
+    assert run(**choices, sparsity=0.5)[1].sparsity == 0.5
+    _, report = run(**choices, pattern="2:4")
+    plan = report.plan
+    assert all(drop * 4 % size == 0 for drop, size in zip(plan.drops, plan.sizes))
+    assert list(report.table["got"]) == list(report.table["asked"])
+    assert abs(sum(plan.drops) - sum(plan.sizes) / 2) <= min(plan.sizes) / 8
 
 
 @pytest.mark.parametrize("criterion", CHOICES["criterion"])
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4", "3:4"])
 def test_every_group_of_a_pattern_is_exact(criterion, pattern):
     n, m = masks.parse_pattern(pattern)
-    model, report = run(criterion=criterion, pattern=pattern)
+    model, report = run(allocation="uniform", tokens="all", criterion=criterion, pattern=pattern)
     for mask in zeros(model).values():
         assert (mask.reshape(-1, m).sum(1) == n).all()
     assert report.sparsity == n / m
-    assert report.plan.scores is None, "a pattern leaves an allocation nothing to say"
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+def test_an_allocation_chooses_n_of_m_per_linear_and_every_group_has_it(criterion):
+    model, report = run(criterion=criterion, pattern="4:8")
+    plan = report.plan
+    kinds = set()
+    for mask, drop, size in zip(zeros(model).values(), plan.drops, plan.sizes):
+        kinds.add(n := drop * 8 // size)
+        assert (mask.reshape(-1, 8).sum(1) == n).all()
+    assert len(kinds) > 1 and max(kinds) <= 5, "the cap of 60 % is 4.8 of 8, rounded up"
+    order = sorted(range(len(plan.sizes)), key=lambda i: plan.drops[i] / plan.sizes[i])
+    alike = [i for i in order if plan.sizes[i] == plan.sizes[order[0]]]  # one size: scores alone decide
+    assert plan.scores[alike[0]] > plan.scores[alike[-1]]
 
 
 @EVERY
@@ -314,6 +335,11 @@ def test_a_model_that_is_not_in_memory_is_refused():
         ({"criterion": "wand"}, "Did you mean 'wanda'"),
         ({"das_cap": -1}, "das_cap"),
         ({"amia_neighbours": 0}, "at least 1"),
+        ({"criterion": "magnitude"}, "looks at no calibration token"),
+        ({"allocation": "uniform", "das_cap": 0.2}, "das_cap does nothing under allocation='uniform'"),
+        ({"tokens": "all", "amia_threshold": 0.2}, "it belongs to 'amia'"),
+        ({"damping": 0.1}, "damping does nothing under criterion='wanda'"),
+        ({"allocation": "owl", "das_cap": 0.2}, "'das' and 'ecoflap'"),
     ],
 )
 def test_a_recipe_that_means_nothing_is_refused(arguments, message):

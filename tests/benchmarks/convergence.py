@@ -13,11 +13,7 @@ import torch
 
 import tamp
 from tamp import calibration, models, planning
-
-
-def distance(one: list[int], other: list[int]) -> float:
-    """Return the share of dropped weights that two plans drop in different linears."""
-    return sum(abs(a - b) for a, b in zip(one, other)) / 2 / sum(one)
+from tamp.plans import distance
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -30,11 +26,7 @@ def main(arguments: list[str] | None = None) -> dict:
     torch.set_num_threads(1)
     model, processor = tamp.load("mini-llava-next", device="cpu")
     stack = list(models.blocks(model).values())
-    sizes = {
-        f"{i}.{name}": linear.weight.numel()
-        for i, block in enumerate(stack)
-        for name, linear in models.linears(block).items()
-    }
+    sizes = [linear.weight.numel() for linear in models.all_linears(model).values()]
     per_block = [len(models.linears(block)) for block in stack]
     recipe = tamp.Recipe.preset("das", sparsity=0.6)
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= options.n]
@@ -42,7 +34,7 @@ def main(arguments: list[str] | None = None) -> dict:
     def plan(captured: list) -> list[int]:
         with torch.no_grad():
             scores = planning.das_scores(stack, captured, recipe, progress=False)
-        return list(planning.make_plan(sizes, per_block, scores, recipe).drops)
+        return planning.share_out(sizes, per_block, scores, recipe)
 
     every = plan(calibration.capture(model, tamp.calibration_set("mini-vqa", processor, options.n, seed=1000), False))
     curve = []
@@ -54,13 +46,13 @@ def main(arguments: list[str] | None = None) -> dict:
         curve.append(
             {"samples": n, "distance_mean": round(sum(apart) / len(apart), 5), "distance_max": round(max(apart), 5)}
         )
-    uniform = planning.make_plan(sizes, per_block, None, recipe).drops
+    uniform = planning.share_out(sizes, per_block, None, recipe)
     result = {
         "model": "mini-llava-next",
         "sparsity": 0.6,
         "reference_samples": options.n,
         "seeds": options.seeds,
-        "uniform_distance": round(distance(list(uniform), every), 5),
+        "uniform_distance": round(distance(uniform, every), 5),
         "curve": curve,
     }
     recording.write("allocation_convergence", result, options.out)
