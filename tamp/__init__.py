@@ -5,6 +5,7 @@ from tamp.checkpoint import save, verify
 from tamp.conversations import calibration_set
 from tamp.errors import UserError
 from tamp.evaluation import evaluate
+from tamp.grid import Settings, compare
 from tamp.models import load
 from tamp.planning import plan
 from tamp.plans import Plan
@@ -18,9 +19,11 @@ __all__ = [
     "Plan",
     "Recipe",
     "Report",
+    "Settings",
     "UserError",
     "allocation",
     "calibration_set",
+    "compare",
     "criteria",
     "diversity",
     "evaluate",

@@ -101,6 +101,30 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", help="also write the table as CSV")
     shared(evaluate)
 
+    compare = command("compare", _compare, "run methods side by side on a benchmark, with intervals")
+    compare.add_argument("model", help="a shipped name, a folder or a hub id")
+    compare.add_argument(
+        "--methods",
+        nargs="+",
+        default=["magnitude", "wanda", "amia", "das", "tamp"],
+        help="presets, perhaps with changes, such as das:tokens=text,das_cap=0.2",
+    )
+    compare.add_argument("--levels", nargs="+", default=["0.5"], help="sparsities and patterns, such as 0.5 2:4")
+    compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the calibration samples")
+    compare.add_argument(
+        "--benchmark", help="a shipped set or a file of questions (default: the set of a shipped model)"
+    )
+    compare.add_argument("--limit", type=int, default=500, help="questions (default: 500)")
+    compare.add_argument("--seed", type=int, default=0, help="of a shipped benchmark's questions (default: 0)")
+    compare.add_argument("--calibration", help="a shipped set or a file (default: the benchmark's)")
+    compare.add_argument("--n", type=int, default=128, help="calibration samples (default: 128)")
+    compare.add_argument("--text", action="store_true", help="measure perplexity of text and facts too")
+    compare.add_argument("--to", help="method to compare the others with (default: wanda)")
+    compare.add_argument("--workers", type=int, help="processes side by side (default: 2 on a CPU, 1 on a GPU)")
+    compare.add_argument("--out", default="comparison.json", help="file to record in (default: comparison.json)")
+    compare.add_argument("--page", help="also write a page with tables and figures")
+    shared(compare)
+
     verify = command("verify", _verify, "check a saved folder against its manifest")
     verify.add_argument("folder")
 
@@ -180,6 +204,62 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(_percent(pd.concat([scores, evaluation.overall(scores)])).to_string(index=False))
     if options.out:
         scores.to_csv(options.out, index=False)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import tamp
+    from tamp import comparison, conversations, figures, report
+
+    benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
+    settings = tamp.Settings(
+        model=options.model,
+        benchmark=benchmark,
+        calibration=options.calibration or benchmark,
+        questions=options.limit,
+        evaluation_seed=options.seed,
+        calibration_samples=options.n,
+        text=options.text,
+    )
+    made = tamp.compare(
+        settings,
+        options.methods,
+        [level if ":" in level else _share(level) for level in options.levels],
+        options.seeds,
+        out=options.out,
+        to=options.to,
+        workers=options.workers,
+        device=options.device,
+        dtype=options.dtype,
+        progress=_bars(),
+    )
+    scores = comparison.scores(made).assign(memory=lambda table: table["memory"] / 2**20)
+    parts = [
+        ("Scores (%, nats per token, s, MiB)", scores.round(2).set_index("method")),
+        (
+            f"Accuracy less that of {made['compared_to']}, on the same questions (points)",
+            pd.DataFrame(made["differences"]),
+        ),
+    ]
+    parts += [
+        (f"Overlap of the dropped weights at {level}", comparison.overlaps(made, level).round(3))
+        for level in comparison.levels(made)
+    ]
+    parts = [(heading, table) for heading, table in parts if len(table)]
+    for heading, table in parts:
+        print(f"{heading}\n{table.to_string()}\n")
+    if options.page:
+        drawn = [("", figures.grid_figure(made))] if any(isinstance(x, float) for x in comparison.levels(made)) else []
+        report.write_html(options.page, f"tamp: methods compared on {options.model}", drawn + parts)
+    print(f"recorded in {options.out}")
+
+
+def _share(text: str) -> float:
+    from tamp.errors import UserError
+
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"A level is a sparsity such as 0.5 or a pattern such as 2:4, not {text!r}.") from error
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Reading a recorded grid of runs: means, 95 % intervals, and paired differences on the same questions.
 
-A grid is what ``data/results/*_quality.json`` holds: ``cells``, one per method, level (a sparsity, or a pattern such as
-"2:4") and calibration seed, each with its scores and, packed into hexadecimal, which of the same questions it got right.
+A grid is what :func:`tamp.compare` records: ``cells``, one per method, level (a sparsity, or a pattern such as "2:4") and
+calibration seed, each with its scores and, packed into hexadecimal, which of the same questions it got right and which of
+some weights, the same in every cell, it dropped.
 """
 
 from typing import Any
@@ -18,9 +19,10 @@ def pack(correct: pd.Series) -> str:
     return np.packbits(correct.to_numpy(bool)).tobytes().hex()
 
 
-def unpack(cell: dict[str, Any]) -> np.ndarray:
-    """Read a cell's right and wrong answers, (questions,) bool."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(cell["correct"]), np.uint8))[: cell["n"]].astype(bool)
+def unpack(cell: dict[str, Any], key: str = "correct") -> np.ndarray:
+    """Read a cell's right and wrong answers, (questions,) bool; or its ``"mask"``, filled up to whole bytes."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(cell[key]), np.uint8)).astype(bool)
+    return bits[: cell["n"]] if key == "correct" else bits
 
 
 def cells_of(grid: dict[str, Any], method: str, level: float | str) -> list[dict]:
@@ -82,6 +84,68 @@ def differences(grid: dict[str, Any], to: str = "wanda") -> pd.DataFrame:
                 points, low, high = (round(value, 1) for value in interval(cells, base))
                 rows.append({"method": method, "sparsity": level, "points": points, "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def scores(grid: dict[str, Any]) -> pd.DataFrame:
+    """Average every method's scores at every level.
+
+    Returns:
+        A row per method and level, the dense model first: method, sparsity, seeds, accuracy with low and high (in per cent,
+        a 95 % interval), nll (nats per token), retention (in per cent of dense), seconds, memory (bytes, the most of any
+        seed); NaN where a score was not recorded.
+    """
+    dense = cells_of(grid, "dense", 0.0)
+    rows = []
+    for level in [0.0, *levels(grid)]:
+        for method in ["dense"] if level == 0.0 else methods(grid):
+            if not (cells := cells_of(grid, method, level)):
+                continue
+            points, low, high = interval(cells)
+            rows.append(
+                {
+                    "method": method,
+                    "sparsity": level,
+                    "seeds": len(cells),
+                    "accuracy": points,
+                    "low": low,
+                    "high": high,
+                    "nll": mean(cells, "nll"),
+                    "retention": points / mean(dense, "accuracy") if dense and mean(dense, "accuracy") else np.nan,
+                    "seconds": mean(cells, "seconds") if method != "dense" else np.nan,
+                    "memory": max(cell.get("peak_memory", np.nan) for cell in cells),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def overlaps(grid: dict[str, Any], level: float | str) -> pd.DataFrame:
+    """Compare what methods drop at a level: intersection over union of the dropped weights.
+
+    Args:
+        grid: the grid; methods without recorded masks are left out.
+        level: sparsity or pattern.
+
+    Returns:
+        Methods by methods, means over the calibration seeds that both have; on the diagonal the mean over pairs of different
+        seeds of the method, NaN if it has but one.
+    """
+    found = {
+        method: {cell["seed"]: unpack(cell, "mask") for cell in cells if "mask" in cell}
+        for method in methods(grid)
+        if (cells := cells_of(grid, method, level))
+    }
+    found = {method: dropped for method, dropped in found.items() if dropped}
+
+    def overlap(one: str, other: str) -> float:
+        pairs = [
+            (a, b)
+            for seed, a in found[one].items()
+            for second, b in found[other].items()
+            if (seed < second if one == other else seed == second or len(found[one]) == 1 or len(found[other]) == 1)
+        ]
+        return np.mean([(a & b).sum() / max(1, (a | b).sum()) for a, b in pairs]) if pairs else np.nan
+
+    return pd.DataFrame({one: {other: overlap(one, other) for other in found} for one in found})
 
 
 def retention(grid: dict[str, Any]) -> pd.DataFrame:

@@ -169,8 +169,8 @@ def grid_figure(grid: dict[str, Any], methods: Sequence[str] | None = None, text
         for method in methods:
             cells = {100 * level: comparison.cells_of(grid, method, level) for level in levels}
             cells = {x: some for x, some in cells.items() if some}
-            whole, _, variant = method.partition(" ")
-            color = METHODS[whole]
+            preset, _, variant = method.partition(":")
+            color = METHODS[preset]
             line = {"color": color, "ls": ":" if variant else "-", "lw": 2.4 if method == "tamp" else 1.3}
             values = [scale * comparison.mean(some, key) for some in cells.values()]
             axis.plot(list(cells), values, label=method, marker="o", ms=3.5, **line)

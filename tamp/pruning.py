@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tamp import calibration, criteria, masks, models, planning, plans, selection
 from tamp.errors import UserError
 from tamp.recipe import Recipe
-from tamp.report import Report, peak_memory
+from tamp.report import Report, peak_memory, reset_peak_memory
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +135,7 @@ class Stopwatch:
     def __init__(self, device: torch.device):
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        reset_peak_memory(device)
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

@@ -125,8 +125,8 @@ class Recipe:
             ("allocation_samples", 1),
         ):
             value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise UserError(f"{name} must be at least {low}, not {value}.")
+            if value is not None and not (isinstance(value, int | float) and value >= low):
+                raise UserError(f"{name} must be a number of at least {low}, not {value!r}.")
 
     @classmethod
     def preset(cls, name: str, **changes) -> "Recipe":
@@ -141,6 +141,28 @@ class Recipe:
             if change not in (known := [f.name for f in fields(cls)]):
                 raise unknown("recipe field", change, known)
         return cls(**{**PRESETS[name], **changes})
+
+    @classmethod
+    def spelled(cls, method: str, level: float | str | None = None) -> "Recipe":
+        """Make the recipe of a method written as one word: a preset, perhaps with changes.
+
+        Args:
+            method: such as ``"tamp"`` or ``"das:tokens=text,das_granularity=block"``.
+            level: a sparsity in [0, 1), or a pattern such as ``"2:4"``.
+
+        Raises:
+            UserError: if there is no such preset or field, or a value is out of range.
+        """
+        preset, _, rest = method.partition(":")
+        changes: dict[str, str | float | int] = {}
+        for change in filter(None, rest.split(",")):
+            name, equals, value = change.partition("=")
+            if not equals:
+                raise UserError(f"{method!r}: write changes to a preset as preset:field=value,field=value.")
+            changes[name] = _number(value)
+        if level is not None:
+            changes["pattern" if isinstance(level, str) else "sparsity"] = level
+        return cls.preset(preset, **changes)
 
     def _refuse_what_does_nothing(self) -> None:
         if self.criterion == "magnitude" and self.tokens != "all":
@@ -169,3 +191,13 @@ class Recipe:
     def needs_samples(self) -> bool:
         """Whether pruning has to look at calibration samples at all."""
         return self.criterion != "magnitude" or self.allocation_needs_samples
+
+
+def _number(text: str) -> str | float | int:
+    """Read a number if it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

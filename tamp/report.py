@@ -1,6 +1,7 @@
 """What a pruning run did: tables, figures and one HTML page."""
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -25,10 +26,23 @@ if TYPE_CHECKING:
     from tamp.recipe import Recipe
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure :func:`peak_memory` anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Return bytes: the most torch held on the GPU since the last reset, or the process's largest resident size so far."""
+    """Return bytes: the most torch held on the GPU since the last reset; on a CPU the process's largest resident size, on
+    Linux since the last reset, elsewhere since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

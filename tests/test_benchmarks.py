@@ -18,7 +18,7 @@ import selection_speed
 import tiny
 import torch
 
-from tamp import comparison
+from tamp import PRESETS, Recipe, grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,24 +73,14 @@ def test_repeatability_counts_no_difference_between_two_equal_runs(tmp_path):
         assert row["same_run_again"] == row["picked_one_sample_at_a_time"] == 0
 
 
-def test_the_quality_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    grid = dataclasses.replace(
-        quality.GRIDS["mini-llava-next"], methods=("magnitude", "wanda", "das"), levels=("2:4",), text=True
-    )
-    monkeypatch.setitem(quality.GRIDS, "mini-llava-next", grid)
-    monkeypatch.setattr(quality, "text_scores", lambda model, processor: {"facts": 1.0})
-    arguments = ["--model", "mini-llava-next", "--limit", "20", "--n", "2", "--out", str(tmp_path)]
-    quality.main([*arguments, "--share", "0/2"])
-    made = json.loads((tmp_path / "mini_quality.json").read_text())
-    assert len(made["cells"]) == 3 and "differences_to_wanda" not in made
-    quality.main([*arguments, "--share", "1/2"])
-    monkeypatch.setattr(quality.tamp, "prune", lambda *a, **k: pytest.fail("a finished cell was run again"))
-    quality.main(arguments)
-    made = json.loads((tmp_path / "mini_quality.json").read_text())
-    assert [cell["method"] for cell in made["cells"]] == ["dense", "magnitude", "wanda", "wanda", "wanda"]
-    assert {row["method"] for row in made["differences_to_wanda"]} == {"magnitude"}
-    mean, low, high = comparison.interval(made["cells"][2:])
-    assert low <= mean <= high
+def test_the_quality_grid_asks_for_every_preset_and_runs_what_it_is_told(tmp_path):
+    for _, methods, levels in quality.GRIDS.values():
+        assert set(PRESETS) <= set(methods) and {0.5, 0.6, "2:4", "4:8"} <= set(levels)
+        assert all(Recipe.spelled(method, level) for method in methods for level in levels)
+    arguments = ["--model", "mini-llava-next", "--limit", "10", "--n", "2", "--workers", "1", "--out", str(tmp_path)]
+    made = quality.main([*arguments, "--levels", "0.7", "--methods", "wanda", "magnitude", "--seeds", "0"])
+    assert [cell["method"] for cell in made["cells"]] == ["dense", "wanda", "magnitude"]
+    assert json.loads((tmp_path / "mini_quality.json").read_text())["questions"] == 10
 
 
 def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path, processor, monkeypatch):
@@ -121,9 +111,10 @@ def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path,
 
 def test_the_recorded_grid_is_complete():
     result = recorded("mini_quality")
-    wanted = quality.cells(quality.GRIDS["mini-llava-next"])
-    assert sorted(map(quality.key, result["cells"])) == sorted(wanted)
-    assert result["questions"] >= 1000
+    settings, methods, levels = quality.GRIDS["mini-llava-next"]
+    wanted = grid.cells(methods, levels, (0, 1, 2))
+    assert set(map(grid.key, result["cells"])) == set(wanted)
+    assert {name: result[name] for name in dataclasses.asdict(settings)} == dataclasses.asdict(settings)
 
 
 def test_the_recorded_speeds_meet_their_bounds():

@@ -58,6 +58,16 @@ def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     assert text.count("<img") == 4 and "Accuracy per task" in text
 
 
+def test_methods_are_compared_with_tables_and_a_page(tmp_path, capsys):
+    out, page = tmp_path / "c.json", tmp_path / "c.html"
+    asked = ("--methods", "wanda", "tamp:das_cap=0.2", "--levels", 0.7, "4:8", "--seeds", 0, "--limit", 10, "--n", 2)
+    assert run("compare", "mini-llava-next", *asked, "--workers", 1, "--out", out, "--page", page) == 0
+    said = capsys.readouterr().out
+    for word in ("Accuracy less that of wanda", "Overlap of the dropped weights at 4:8", "tamp:das_cap=0.2", str(out)):
+        assert word in said
+    assert page.read_text().count("<img") == 1
+
+
 MISTAKES = {
     "preset": ("prune", "mini-llava-next", "--preset", "wanad", "--out", "OUT"),
     "model": ("prune", "mini-lava-next", "--out", "OUT"),
@@ -74,6 +84,8 @@ MISTAKES = {
     "folder": ("verify", "OUT"),
     "plan": ("prune", "mini-llava-next", "--plan", "OUT", "--out", "OUT"),
     "plan and sparsity": ("prune", "mini-llava-next", "--plan", "p.json", "--sparsity", "0.5", "--out", "OUT"),
+    "level": ("compare", "mini-llava-next", "--levels", "half", "--out", "OUT"),
+    "methods": ("compare", "mini-llava-next", "--methods", "tamp:cap", "--out", "OUT"),
     "plans": ("plan", "diff", "one.json"),
     "plan's cap": ("plan", "mini-llava-next", "--preset", "wanda", "--cap", "0.2", "--out", "OUT"),
 }

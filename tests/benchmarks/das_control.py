@@ -15,7 +15,7 @@ import recording
 import torch
 
 import tamp
-from tamp import evaluation, planning
+from tamp import evaluation, grid, planning
 
 SCORES = {
     "diversity": lambda scores: scores,
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> dict:
                 planning.das_scores = lambda *a, change=change: change(original(*a))
                 pruned = copy.deepcopy(model)
                 tamp.prune(pruned, samples, recipe, progress=False)
-                made = quality.score(evaluation.answers(pruned, processor, ready, progress=False))
+                made = grid.score(evaluation.answers(pruned, processor, ready, progress=False))
                 rows.append(
                     {
                         "sparsity": sparsity,

@@ -9,7 +9,6 @@ import statistics
 from pathlib import Path
 
 import outliers
-import quality
 import real_lm
 import recording
 from matplotlib.figure import Figure
@@ -94,20 +93,21 @@ def training_figure(record: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def heading(levels: tuple[float | str, ...], what: str) -> list[str]:
+def heading(levels: list[float | str], what: str) -> list[str]:
     """Begin a table with a column per level."""
     names = " | ".join(level if isinstance(level, str) else f"{100 * level:.0f} %" for level in levels)
     return [f"| {what} | {names} |", "|---|" + "---|" * len(levels)]
 
 
-def quality_table(recorded: dict, grid: quality.Grid) -> str:
+def quality_table(recorded: dict) -> str:
     """Write accuracy with its interval and likelihood, per method and level."""
     dense = comparison.cells_of(recorded, "dense", 0.0)[0]
-    lines = heading(grid.levels, "accuracy % (answer NLL)")
+    levels = comparison.levels(recorded)
+    lines = heading(levels, "accuracy % (answer NLL)")
     seeds = set()
-    for method in grid.methods:
+    for method in comparison.methods(recorded):
         row = []
-        for level in grid.levels:
+        for level in levels:
             if cells := comparison.cells_of(recorded, method, level):
                 points, low, high = comparison.interval(cells)
                 row.append(f"{points:.1f} [{low:.1f}, {high:.1f}] ({comparison.mean(cells, 'nll'):.2f})")
@@ -224,9 +224,8 @@ def cost_table(pruning: dict, selection: dict) -> str:
 
 def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     """Put everything generated between its marks in README.md and data/README.md."""
-    mini = quality.GRIDS["mini-llava-next"]
     for mark, content in (
-        ("quality", quality_table(read(mini.name), mini)),
+        ("quality", quality_table(read("mini_quality"))),
         ("smol", smol_table(read("chapters/04_pruning"))),
         ("outliers", outlier_table(read("outliers"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
@@ -254,8 +253,7 @@ def main() -> None:
     for page, text in zip(pages, refreshed(*(page.read_text() for page in pages))):
         page.write_text(text)
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
-    grid = quality.GRIDS["mini-llava-next"]
-    figures.grid_figure(read(grid.name)).savefig(recording.RESULTS / f"{grid.name}.png", dpi=150)
+    figures.grid_figure(read("mini_quality")).savefig(recording.RESULTS / "mini_quality.png", dpi=150)
     for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol")):
         training_figure(training_record(model), recording.RESULTS / f"{short}_training.png")
 

@@ -1,0 +1,165 @@
+"""Comparing methods: cells run once, recorded as they finish, the same from any number of workers."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+import tamp
+from tamp import comparison, evaluation, grid, models
+from tamp.errors import UserError
+
+SETTINGS = tamp.Settings(
+    model="mini-llava-next", benchmark="mini-vqa", calibration="mini-vqa", questions=20, calibration_samples=2
+)
+METHODS = ("magnitude", "wanda", "das:tokens=text")
+
+
+def run(out, methods=METHODS, levels=(0.7,), seeds=(0, 1), **changes):
+    workers = changes.pop("workers", 1)
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return tamp.compare(settings, methods, levels, seeds, out=out, workers=workers, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("grid") / "grid.json"
+    return run(path), path
+
+
+def test_a_cell_is_what_pruning_and_evaluating_by_hand_give(made, mini):
+    model, processor = mini
+    recipe = tamp.Recipe.preset("das", tokens="text", sparsity=0.7)
+    report = tamp.prune(model, tamp.calibration_set("mini-vqa", processor, 2, seed=1), recipe, progress=False)
+    scored = evaluation.answers(model, processor, "mini-vqa", 20, progress=False)
+    (cell,) = (cell for cell in made[0]["cells"] if grid.key(cell) == ("das:tokens=text", 0.7, 1))
+    assert cell["accuracy"] == pytest.approx(scored["correct"].mean(), abs=1e-4)
+    assert cell["nll"] == pytest.approx(scored["nll"].mean(), abs=1e-3)
+    assert list(comparison.unpack(cell)) == list(scored["correct"])
+    assert cell["exact_sparsity"] == report.sparsity and cell["peak_memory"] > 50e6
+    assert list(comparison.unpack(cell, "mask")) == list(grid.sampled_mask(model))
+
+
+def test_the_file_holds_what_is_returned_and_magnitude_runs_for_one_seed(made):
+    found, path = made
+    assert json.loads(path.read_text()) | {"made_with": 0} == found | {"made_with": 0}
+    assert [grid.key(cell) for cell in found["cells"]] == [
+        grid.DENSE,
+        *((method, 0.7, 0) for method in METHODS),
+        *((method, 0.7, 1) for method in METHODS[1:]),
+    ]
+    assert [row["method"] for row in found["differences"]] == ["magnitude", "das:tokens=text"]
+
+
+def test_finished_cells_are_not_run_again_and_more_may_be_asked_for(made, tmp_path, monkeypatch):
+    path = tmp_path / "grid.json"
+    path.write_text(made[1].read_text())
+    monkeypatch.setattr(grid, "Worker", lambda *a: pytest.fail("a finished cell was run again"))
+    assert run(path)["cells"] == made[0]["cells"]
+    monkeypatch.undo()
+    more = run(path, ("wanda", "text"), seeds=(0,))
+    assert [grid.key(cell)[0] for cell in more["cells"][:3]] == ["dense", "wanda", "text"]
+    assert len(more["cells"]) == len(made[0]["cells"]) + 1, "what was not asked for again stays"
+
+
+def test_two_workers_record_what_one_does(made, tmp_path):
+    found = run(tmp_path / "grid.json", workers=2)
+    for cell, alone in zip(found["cells"], made[0]["cells"], strict=True):
+        for name in ("method", "seed", "correct", "mask", "accuracy"):
+            assert cell.get(name) == alone.get(name)
+
+
+def test_stopping_loses_the_unfinished_cell_only(tmp_path, monkeypatch):
+    original, calls = grid.Worker.__call__, []
+
+    def interrupt(self, cell):
+        calls.append(cell)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, cell)
+
+    monkeypatch.setattr(grid.Worker, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "grid.json")
+    stored = json.loads((tmp_path / "grid.json").read_text())["cells"]
+    assert list(map(grid.key, stored)) == calls[:2]
+
+
+def test_text_is_measured_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "TEXT_WINDOWS", 1)
+    monkeypatch.setattr(grid, "FACTS", 2)
+    monkeypatch.setattr(grid.prose, "texts", lambda: dict.fromkeys(("documentation", "licence"), "red circle ? " * 200))
+    found = run(tmp_path / "grid.json", ["magnitude"], questions=1, text=True)
+    assert all(cell["documentation"] > 1 and 0 <= cell["facts"] <= 1 for cell in found["cells"])
+
+
+def test_the_sampled_mask_looks_where_it_says(mini):
+    model, _ = mini
+    weights = [linear.weight.data for linear in models.all_linears(model).values()]
+    assert not grid.sampled_mask(model).any()
+    weights[3].zero_()
+    share = weights[3].numel() / sum(weight.numel() for weight in weights)
+    assert grid.sampled_mask(model).mean() == pytest.approx(share, rel=0.3)
+    everything = torch.cat([weight.flatten() for weight in weights])
+    places = torch.randint(len(everything), (grid.SAMPLED,), generator=torch.Generator().manual_seed(0)).sort().values
+    assert list(grid.sampled_mask(model)) == (everything[places] == 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["wandas"]}, "Did you mean 'wanda'"),
+        ({"methods": ["das:cap=3"]}, "no recipe field 'cap'"),
+        ({"methods": ["das:das_cap"]}, "preset:field=value"),
+        ({"methods": ["das:das_cap=big"]}, "must be a number"),
+        ({"methods": ["wanda:das_cap=0.2"]}, "does nothing under allocation='uniform'"),
+        ({"levels": [1.5]}, r"\[0, 1\)"),
+        ({"levels": ["2/4"]}, "2:4"),
+        ({"methods": []}, "at least one method"),
+        ({"seeds": []}, "one calibration seed"),
+        ({"workers": 0}, "at least one worker"),
+    ],
+)
+def test_what_means_nothing_is_refused_before_anything_runs(changes, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "Worker", lambda *a: pytest.fail("it should have been refused"))
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "grid.json", **changes)
+    assert not (tmp_path / "grid.json").exists()
+
+
+def test_a_file_with_other_settings_is_refused_and_kept(made, tmp_path):
+    path = tmp_path / "grid.json"
+    path.write_text(made[1].read_text())
+    with pytest.raises(UserError, match="questions=20, not 30"):
+        run(path, questions=30)
+    assert path.read_text() == made[1].read_text()
+    path.write_text("[]")
+    with pytest.raises(UserError, match="holds no comparison"):
+        run(path)
+    with pytest.raises(UserError, match="There is no method to compare with 'tamp'"):
+        tamp.compare(SETTINGS, METHODS, [0.5], out=tmp_path / "new.json", to="tamp")
+
+
+def test_overlaps_are_intersection_over_union():
+    def cell(method, seed, dropped):
+        bits = pd.Series([place in dropped for place in range(16)])
+        return {"method": method, "sparsity": 0.5, "seed": seed, "n": 0, "mask": comparison.pack(bits)}
+
+    table = comparison.overlaps(
+        {"cells": [cell("a", 0, {1, 2, 3}), cell("a", 1, {1, 2, 4}), cell("b", 0, {3, 4}), cell("b", 1, {1, 2, 4})]},
+        0.5,
+    )
+    assert table.loc["a", "b"] == table.loc["b", "a"] == pytest.approx((1 / 4 + 1) / 2)
+    assert table.loc["a", "a"] == pytest.approx(2 / 4) and table.loc["b", "b"] == pytest.approx(1 / 4)
+
+
+def test_scores_are_means_with_intervals_and_retention(made):
+    table = comparison.scores(made[0]).set_index("method")
+    cells = comparison.cells_of(made[0], "wanda", 0.7)
+    assert table.loc["wanda", "seeds"] == 2 and table.loc["magnitude", "seeds"] == 1
+    assert table.loc["wanda", "nll"] == pytest.approx((cells[0]["nll"] + cells[1]["nll"]) / 2)
+    share = table.loc["wanda", "accuracy"] / table.loc["dense", "accuracy"]
+    assert table.loc["wanda", "retention"] == pytest.approx(100 * share)
+    assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
