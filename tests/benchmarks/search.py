@@ -1,0 +1,107 @@
+"""Is there a recipe better than `tamp` and `atv` at their cost? Candidates and rules, written down before anything was run.
+
+    python tests/benchmarks/search.py choose --model mini-llava-next
+    python tests/benchmarks/search.py confirm --model mini-llava-next
+
+Every candidate is spelled by options that exist. They are compared once, on the seeds and questions of `CHOOSE`, and one is
+chosen per model: of those that take at most `COST` times the seconds of `tamp` in the same run, the one with the lowest mean
+answer NLL. It is then compared once more with the references, on the seeds and questions of `CONFIRM`, which played no part
+in the choice. It becomes a preset only if its accuracy there is above that of both references at every level of the real
+language model, each by a paired 95 % interval without zero, and on the small model not below either.
+"""
+
+import argparse
+import statistics
+
+import quality
+import recording
+
+import tamp
+from tamp import comparison
+from tamp.report import recorded
+
+REFERENCES = ("tamp", "atv")
+CANDIDATES = (
+    "text",  # the simplest choice of tokens
+    "text:allocation=das,das_granularity=block",
+    "atv:allocation=das",
+    "atv:allocation=das,das_granularity=block",
+    "atv:atv_alpha=4",  # four times the visual tokens
+    "tamp:das_granularity=block",
+    "tamp:das_cap=0.05",
+    "sparsegpt",  # updates, from all tokens
+    "sparsegpt:tokens=text",
+    "sparsegpt:tokens=atv",
+    "sparsegpt:tokens=amia",
+    "sparsegpt:allocation=das",
+    "sparsegpt:tokens=atv,allocation=das",
+)
+COST = 1.25
+CHOOSE = {"questions": 200, "evaluation_seed": 11, "seeds": (10, 11)}
+CONFIRM = {"questions": 500, "evaluation_seed": 12, "seeds": (20, 21, 22)}
+LEVELS = {"mini-llava-next": (0.7, 0.8), "smol-llava-next": (0.5, 0.6)}
+
+
+def chosen(grid: dict) -> str:
+    """Apply the rule of the choice to a recorded comparison.
+
+    Raises:
+        ValueError: if a candidate or a reference is missing at a level or seed.
+    """
+    levels, seeds = comparison.levels(grid), {cell["seed"] for cell in grid["cells"] if cell["method"] == "tamp"}
+    likelihood = {}
+    for method in CANDIDATES:
+        cells = [cell for level in levels for cell in comparison.cells_of(grid, method, level)]
+        base = [cell for level in levels for cell in comparison.cells_of(grid, "tamp", level)]
+        if not cells or len(cells) != len(base) or len(base) != len(levels) * len(seeds):
+            raise ValueError(f"the comparison lacks cells of {method}")
+        cost = statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base))
+        if cost <= COST:
+            likelihood[method] = comparison.mean(cells, "nll")
+    return min(likelihood, key=likelihood.get)
+
+
+def holds(grid: dict, method: str, strictly: bool = True) -> bool:
+    """Apply the rule of the confirmation: above both references everywhere, or, not strictly, below neither."""
+    for level in comparison.levels(grid):
+        for reference in REFERENCES:
+            _, low, high = comparison.interval(
+                comparison.cells_of(grid, method, level), comparison.cells_of(grid, reference, level)
+            )
+            if (low if strictly else high) <= 0:
+                return False
+    return True
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Run the cells that are missing of one of the two comparisons, and return it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("choose", "confirm"))
+    parser.add_argument("--model", default="smol-llava-next", choices=LEVELS)
+    parser.add_argument("--workers", type=int)
+    options = parser.parse_args(arguments)
+    stage = CHOOSE if options.stage == "choose" else CONFIRM
+    short = options.model.split("-")[0]
+    methods = CANDIDATES if options.stage == "choose" else (chosen(recorded(f"{short}_choice")),)
+    usual = quality.GRIDS[options.model][0]
+    return tamp.compare(
+        tamp.Settings(
+            model=usual.model,
+            benchmark=usual.benchmark,
+            calibration=usual.calibration,
+            questions=stage["questions"],
+            evaluation_seed=stage["evaluation_seed"],
+            calibration_samples=usual.calibration_samples,
+        ),
+        (*REFERENCES, *methods),
+        LEVELS[options.model],
+        stage["seeds"],
+        out=recording.RESULTS / f"{short}_{'choice' if options.stage == 'choose' else 'confirmation'}.json",
+        to="tamp",
+        workers=options.workers,
+        device="cpu",
+    )
+
+
+if __name__ == "__main__":
+    main()
