@@ -1,10 +1,12 @@
 """Saving a pruned model: a folder that looks finished is finished."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -27,13 +29,46 @@ def check_free(folder: str | Path, overwrite: bool = False) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def finished(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a scratch folder beside the target, which takes the target's place on leaving.
+
+    After a crash or on a full disk there is no target, or the old one.
+
+    Args:
+        folder: where to; must not exist unless ``overwrite``.
+        overwrite: replace the folder.
+
+    Raises:
+        UserError: if the folder exists, or writing fails.
+    """
+    folder = check_free(folder, overwrite)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"Cannot write beside {folder}: {error}") from error
+    try:
+        yield beside
+        beside.chmod(0o755)
+        if folder.exists():
+            old = beside.with_name(beside.name + ".old")
+            os.replace(folder, old)
+            os.replace(beside, folder)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            os.replace(beside, folder)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, Exception):  # safetensors reports a full disk with an error of its own
+            raise UserError(f"Could not save to {folder}: {error}. Nothing was left there.") from error
+        raise
+
+
 def save(
     model: nn.Module, processor, folder: str | Path, report: Report | None = None, overwrite: bool = False
 ) -> Path:
-    """Save a model and its processor so that ``from_pretrained`` loads them.
-
-    Everything is written into a folder beside the target and renamed at the end: after a crash or on a full disk there is
-    no target, or the old one.
+    """Save a model and its processor so that ``from_pretrained`` loads them, all of it or nothing.
 
     Args:
         model: the model, pruned or not.
@@ -48,13 +83,7 @@ def save(
     Raises:
         UserError: if the folder exists, or writing fails.
     """
-    folder = check_free(folder, overwrite)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"Cannot write beside {folder}: {error}") from error
-    try:
+    with finished(folder, overwrite) as beside:
         model.save_pretrained(beside, safe_serialization=True)
         if processor is not None:
             processor.save_pretrained(beside)
@@ -65,20 +94,7 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(beside.glob("*.safetensors"))},
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        beside.chmod(0o755)
-        if folder.exists():
-            old = beside.with_name(beside.name + ".old")
-            os.replace(folder, old)
-            os.replace(beside, folder)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            os.replace(beside, folder)
-    except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, Exception):  # safetensors reports a full disk with an error of its own
-            raise UserError(f"Could not save to {folder}: {error}. Nothing was left there.") from error
-        raise
-    return folder
+    return Path(folder)
 
 
 def sha256(path: Path) -> str:

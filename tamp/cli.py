@@ -128,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a saved folder against its manifest")
     verify.add_argument("folder")
 
+    convert = command("convert-videollama2", _convert, "convert published VideoLLaMA 2 weights so that tamp loads them")
+    convert.add_argument("source", help="folder of the published checkpoint")
+    convert.add_argument("out", help="folder to write")
+    convert.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+
     demo = command("demo", _demo, "prune a model that tamp knows by name, evaluate before and after, write a page")
     demo.add_argument("--model", default="smol-llava-next", choices=DEMO, help="default: smol-llava-next")
     demo.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5, the mini model 0.7)")
@@ -271,6 +276,12 @@ def _verify(options: argparse.Namespace) -> None:
         f"{options.folder}: {len(manifest['files'])} weight files as saved"
         + (f", {report['sparsity']:.4%} of {report['weights']:,} pruned weights are zero" if report else "")
     )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from tamp.videollama2.convert import convert
+
+    print(f"saved to {convert(options.source, options.out, options.overwrite)}")
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tamp import videollama2
 from tamp.errors import UserError, unknown
 from tamp.shipped import smol, smollm2
 from tamp.shipped.places import data_folder
@@ -59,7 +60,8 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
 
     try:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        architecture = getattr(transformers, (config.architectures or ["?"])[0], None)
+        named = (config.architectures or ["?"])[0]
+        architecture = getattr(transformers, named, None) or getattr(videollama2, named, None)
         if architecture is None:
             raise UserError(
                 f"transformers {transformers.__version__} has no architecture {config.architectures}, "
