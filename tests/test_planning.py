@@ -27,7 +27,7 @@ def test_das_scores_are_the_diversity_of_dense_outputs(family):
         handle.remove()
     report = pruning.prune(model, samples, Recipe.preset("das"), progress=False)
     codes = [models.modality(model, each)[0] for each in samples]
-    terms = 1 if family == "llama" else 3
+    terms = {1: 1, 2: 3, 3: 6}[tiny.MODALITIES.get(family, 2)]
     for name, score in zip(report.plan.linears, report.plan.scores):
         each = [
             diversity.diversity(diversity.similarities(outputs, code), terms)

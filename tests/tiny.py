@@ -3,6 +3,7 @@
 No weights are downloaded and no processor is needed: samples are written the way the family's processor writes them.
 """
 
+import tiny_videollama2
 import torch
 import transformers
 
@@ -127,6 +128,67 @@ def qwen2_5_vl():
     return model, made
 
 
+def qwen2_5_omni():
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
+    audio = {
+        "num_mel_bins": 8,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 24,
+        "d_model": 16,
+        "n_window": 8,
+        "output_dim": 32,
+        "max_source_positions": 64,
+    }
+    config = transformers.Qwen2_5OmniThinkerConfig(
+        audio_config=audio,
+        vision_config=vision,
+        text_config={
+            **TEXT,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
+        image_token_id=IMAGE,
+        video_token_id=IMAGE + 1,
+        vision_start_token_id=IMAGE + 2,
+        vision_end_token_id=IMAGE + 3,
+        audio_token_id=IMAGE + 4,
+        audio_start_token_id=IMAGE + 5,
+        audio_end_token_id=IMAGE + 6,
+    )
+    model = transformers.Qwen2_5OmniThinkerForConditionalGeneration(config)
+    made = []
+    for n in range(3):
+        video = [IMAGE + 2] + [IMAGE + 1] * 12 + [IMAGE + 3]
+        sound = [IMAGE + 5] + [IMAGE + 4] * 10 + [IMAGE + 6]
+        made.append(
+            sample(
+                tokens(3, n) + video + sound + tokens(4 + n, 10 + n),
+                pixel_values_videos=noise(48, 3 * 2 * 4 * 4, seed=n),
+                video_grid_thw=torch.tensor([[1, 6, 8]]),
+                video_second_per_grid=torch.tensor([1.0]),
+                input_features=noise(1, 8, 40, seed=n),
+                feature_attention_mask=torch.ones(1, 40, dtype=torch.long),
+            )
+        )
+    return model, made
+
+
+def videollama2():
+    made = [tiny_videollama2.av(), tiny_videollama2.video_only(), tiny_videollama2.audio_only()]
+    return tiny_videollama2.build(), [*made, tiny_videollama2.text_only()]
+
+
 def smolvlm():
     config = transformers.SmolVLMConfig(
         vision_config={"model_type": "smolvlm_vision", **VISION},
@@ -148,7 +210,11 @@ def llama():
     return model, [sample(tokens(8 + 3 * n, n)) for n in range(3)]
 
 
-FAMILIES = {make.__name__: make for make in (llava_next, llava_onevision, qwen2_5_vl, smolvlm, llama)}
+FAMILIES = {
+    make.__name__: make for make in (llava_next, llava_onevision, qwen2_5_vl, qwen2_5_omni, videollama2, smolvlm, llama)
+}
+MODALITIES = {"llama": 1, "qwen2_5_omni": 3, "videollama2": 3}
+"""How many modalities a family's samples have, if not two."""
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa"):
