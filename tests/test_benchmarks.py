@@ -9,16 +9,18 @@ import convergence
 import das_control
 import full_scale
 import outliers
+import pandas as pd
 import pruning_speed
 import pytest
 import quality
 import real_lm
 import repeatability
+import search
 import selection_speed
 import tiny
 import torch
 
-from tamp import PRESETS, Recipe, grid
+from tamp import PRESETS, Recipe, comparison, grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,6 +83,39 @@ def test_the_quality_grid_asks_for_every_preset_and_runs_what_it_is_told(tmp_pat
     made = quality.main([*arguments, "--levels", "0.7", "--methods", "wanda", "magnitude", "--seeds", "0"])
     assert [cell["method"] for cell in made["cells"]] == ["dense", "wanda", "magnitude"]
     assert json.loads((tmp_path / "mini_quality.json").read_text())["questions"] == 10
+
+
+def found(method: str, level: float, seed: int, right: int, nll: float, seconds: float) -> dict:
+    """Make a cell of a search: the first so many of 200 questions right."""
+    correct = comparison.pack(pd.Series([place < right for place in range(200)]))
+    cell = {"method": method, "sparsity": level, "seed": seed, "n": 200, "correct": correct, "nll": nll}
+    return cell | {"seconds": seconds, "accuracy": right / 200}
+
+
+def test_the_search_chooses_by_likelihood_among_what_costs_no_more():
+    cells = []
+    for level in (0.5, 0.6):
+        for seed in (0, 1):
+            cells.append(found("tamp", level, seed, 100, 1.0, 10.0))
+            for number, method in enumerate(search.CANDIDATES):
+                cells.append(found(method, level, seed, 100, 2.0 - 0.1 * number, 12.0 if number < 5 else 13.0))
+    assert search.chosen({"cells": cells}) == search.CANDIDATES[4]
+    with pytest.raises(ValueError, match=f"lacks cells of {search.CANDIDATES[-1]}"):
+        search.chosen({"cells": cells[:-1]})
+
+
+@pytest.mark.parametrize(
+    ("right", "strictly", "otherwise"), [(150, True, True), (100, False, True), (60, False, False)]
+)
+def test_the_search_confirms_only_what_is_clearly_better(right, strictly, otherwise):
+    cells = [
+        found(method, level, seed, {"new": right}.get(method, 100), 1.0, 1.0)
+        for method in (*search.REFERENCES, "new")
+        for level in (0.5, 0.6)
+        for seed in range(3)
+    ]
+    assert search.holds({"cells": cells}, "new") is strictly
+    assert search.holds({"cells": cells}, "new", strictly=False) is otherwise
 
 
 def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path, processor, monkeypatch):

@@ -68,7 +68,7 @@ def holds(grid: dict, method: str, strictly: bool = True) -> bool:
             _, low, high = comparison.interval(
                 comparison.cells_of(grid, method, level), comparison.cells_of(grid, reference, level)
             )
-            if (low if strictly else high) <= 0:
+            if low <= 0 if strictly else high < 0:
                 return False
     return True
 
