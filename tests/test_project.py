@@ -89,7 +89,7 @@ def test_readme_and_data_page_show_what_was_recorded_and_shipped():
             assert path.name in data_page, f"{path} is not on data/README.md"
 
 
-@pytest.mark.parametrize(("name", "mean", "weakest"), [("mini-llava-next", 0.85, 0.65), ("smol-llava-next", 0.9, 0.7)])
+@pytest.mark.parametrize(("name", "mean", "weakest"), [("mini-llava-next", 0.85, 0.65), ("smol-llava-next", 0.9, 0.75)])
 def test_what_is_shipped_is_small_and_met_its_bar(name, mean, weakest):
     """Size, and the training record's final table on fresh questions."""
     folder = ROOT / "data" / name

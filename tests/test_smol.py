@@ -172,7 +172,8 @@ def test_the_visual_target_reads_like_text_and_says_where_things_are(small):
 
 
 def test_training_goes_on_where_it_was_killed(small, tmp_path):
-    steps = ("--vision-steps", "2", "--alignment-steps", "2", "--language-steps", "2", "--refinement-steps", "2")
+    stages = ("vision", "alignment", "language", "refinement", "counting")
+    steps = [word for stage in stages for word in (f"--{stage}-steps", "2")]
     often = ("--save-every", "1", "--check-every", "2", "--held-out", "10", "--final", "10")
 
     def train(name, *more):
@@ -193,7 +194,8 @@ def test_training_goes_on_where_it_was_killed(small, tmp_path):
 
 def test_training_leaves_the_language_model_itself_alone(small):
     trainer = adapting.SmolTrainer(
-        adapting.SmolRecipe(vision_steps=1, alignment_steps=1, language_steps=2, refinement_steps=1), 0
+        adapting.SmolRecipe(vision_steps=1, alignment_steps=1, language_steps=2, refinement_steps=1, counting_steps=1),
+        0,
     )
     before = {name: tensor.clone() for name, tensor in small.model.state_dict().items()}
     while not trainer.done:

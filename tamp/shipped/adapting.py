@@ -2,7 +2,8 @@
 
 The stages are those of the small model: the tower learns to name what its patches show; the projector learns to say it in
 the language model's own word embeddings, so that a row of patches reads like text; low-rank updates teach the language model
-to answer, in two rounds. Prose and short facts are mixed into both, so that what the language model knew is kept.
+to answer, in three rounds, the last of which mostly counts. Prose and short facts are mixed into all of them, so that what
+the language model knew is kept.
 """
 
 import dataclasses
@@ -31,6 +32,9 @@ HARDER = ("colour", "exist") + ("position", "count", "relation") * 3
 """Questions about a training picture once the tasks `EASIER` are learnt, of which one more is asked."""
 
 EASIER = ("shape", "number", "word")
+COUNTING = ("colour", "exist", "position", "relation") + ("count",) * 6
+"""Questions about a training picture in the last round, beside one of `EASIER`."""
+
 PROSE_WINDOW = 96
 
 
@@ -41,10 +45,12 @@ class SmolRecipe(Recipe):
     Attributes:
         language_horizon: Steps that the language stage is laid out for; it is left early, while its rate still counts.
         refinement_steps, refinement_rate: Length and largest learning rate of the second round.
+        counting_steps, counting_rate: The same of the third round.
         vision_tiles: Tiles in a step of the first two stages.
         projector_rate: Learning rate of the projector beside the updates, as a share of theirs.
-        cells: (share of the language stage, cells of all single pictures of a step from there on, about), in order.
-        pairs: (share of the language stage, pairs of pictures in a step from there on), in order.
+        cells: (share of the language stage, cells of all single pictures of a step from there on, about), in order; the
+            second round counts as share 1, the third as 2.
+        pairs: The same of the pairs of pictures in a step.
         harder: Share of the language stage from which on single pictures get `HARDER` lessons.
         small: Share of the language stage with small pictures only.
         prose: Windows of prose in a step.
@@ -58,11 +64,13 @@ class SmolRecipe(Recipe):
     language_horizon: int = 420
     refinement_steps: int = 150
     refinement_rate: float = 7e-4
+    counting_steps: int = 48
+    counting_rate: float = 4e-4
     vision_tiles: int = 72
     weight_decay: float = 0.0
     projector_rate: float = 0.3
-    cells: tuple[tuple[float, int], ...] = ((0.0, 96), (1 / 3, 64))
-    pairs: tuple[tuple[float, int], ...] = ((0.0, 1), (1 / 3, 2))
+    cells: tuple[tuple[float, int], ...] = ((0.0, 96), (1 / 3, 64), (2.0, 96))
+    pairs: tuple[tuple[float, int], ...] = ((0.0, 1), (1 / 3, 2), (2.0, 1))
     harder: float = 0.475
     small: float = 0.25
     prose: int = 1
@@ -78,8 +86,8 @@ class SmolRecipe(Recipe):
 class SmolTrainer(Trainer):
     """smol-llava-next in training: tower, projector and low-rank updates, in float32."""
 
-    STAGES = (*Trainer.STAGES, "refinement")
-    CHECKED = ("language", "refinement")
+    STAGES = (*Trainer.STAGES, "refinement", "counting")
+    CHECKED = ("language", "refinement", "counting")
     SET = "smol-vqa"
 
     def __init__(self, recipe: SmolRecipe, seed: int):
@@ -201,7 +209,7 @@ class SmolTrainer(Trainer):
     def _tasks(self, random: np.random.Generator, progress: float) -> tuple[str, ...]:
         if progress < self.recipe.harder:
             return SINGLE_LESSON
-        return (*HARDER, EASIER[random.integers(len(EASIER))])
+        return (*(COUNTING if progress >= 2 else HARDER), EASIER[random.integers(len(EASIER))])
 
     def _language_loss(self, random: np.random.Generator, progress: float) -> float:
         value = super()._language_loss(random, progress)
@@ -224,6 +232,9 @@ class SmolTrainer(Trainer):
 
     def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
         return self._language_loss(random, 1.0)
+
+    def _counting_loss(self, random: np.random.Generator, progress: float) -> float:
+        return self._language_loss(random, 2.0)
 
     def _switch(self, on: bool) -> None:
         for module in self.worker.modules():
