@@ -16,12 +16,12 @@ from tamp import records
 from tamp.checkpoint import MANIFEST
 from tamp.errors import UserError
 from tamp.records import dialogue
-from tamp.shipped import facts, pictures
+from tamp.shipped import clips, facts, pictures
 from tamp.shipped.pictures import Question
 
-SETS = (*pictures.SIZES, "facts")
+SETS = (*pictures.SIZES, "facts", clips.NAME)
 """Shipped sets, any number of fresh questions from a seed: about pictures in the words of the mini model, about larger
-pictures in plain English, and about facts, without pictures."""
+pictures in plain English, about facts, without pictures, and about clips with sound, written into the cache."""
 
 OWN_SETS = {"mini-llava-next": "mini-vqa", "smol-llava-next": "smol-vqa", "smollm2-135m-instruct": "facts"}
 """Model to the shipped set made for it."""
@@ -141,6 +141,8 @@ def own_set(model: str | Path, given: str | None, option: str) -> str:
 def _shipped(name: str, n: int, seed: int, stream: str) -> list[Question]:
     if name == "facts":
         return facts.questions(n, seed=seed, stream=stream)
+    if name == clips.NAME:
+        return clips.questions(n, seed=seed, stream=stream)
     return pictures.questions(n, seed=seed, stream=stream, name=name)
 
 

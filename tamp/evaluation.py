@@ -323,8 +323,8 @@ def evaluate(
     Args:
         model: a model from :func:`tamp.load`, pruned or not.
         processor: its processor.
-        benchmark: a shipped benchmark (``"mini-vqa"``, ``"smol-vqa"``, ``"facts"``), a ``.jsonl`` or ``.json`` file of
-            questions (see :func:`tamp.conversations.questions`), or one from :func:`prepare`.
+        benchmark: a shipped benchmark (``"mini-vqa"``, ``"smol-vqa"``, ``"facts"``, ``"smol-avqa"``), a ``.jsonl`` or
+            ``.json`` file of questions (see :func:`tamp.conversations.questions`), or one from :func:`prepare`.
         limit: how many questions in all; None for 1000 of a shipped benchmark, or all of a file.
         seed: of a shipped benchmark's questions.
         progress: show a bar.
