@@ -1,9 +1,9 @@
-"""Benchmark evaluation: greedy exact match, choice accuracy and answer likelihood, towers and picture prefixes run once.
+"""Benchmark evaluation: greedy exact match, choice accuracy and answer likelihood, towers and shared prefixes run once.
 
 Greedy decoding produces an answer exactly if and only if at each of its positions, given the ones before, the answer's token
 has the highest logit. So one forward pass over prompt and answer tells the greedy result and the likelihood. All questions
-about a picture share the key-value cache of their common prefix and run after it as one sequence, in which a question sees
-the prefix and itself, and an answer its own question.
+about a picture, a video or a sound share the key-value cache of their common prefix and run after it as one sequence, in
+which a question sees the prefix and itself, and an answer its own question.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tamp import calibration, conversations, models
+from tamp import calibration, conversations, models, records
 from tamp.errors import UserError
 from tamp.shipped.pictures import Question
 
@@ -42,11 +42,11 @@ class Asked:
 
 @dataclass
 class Group:
-    """Questions about the same pictures.
+    """Questions about the same pictures, videos and sounds.
 
     Attributes:
         questions: the questions.
-        prefix: processor output of what all of them begin with, the pictures included.
+        prefix: processor output of what all of them begin with, the pictures, videos and sounds included.
         asked: the questions in token ids.
         decoder_call: what the decoder is called with for the prefix, kept by a benchmark that is used again.
     """
@@ -85,7 +85,7 @@ def prepare(
         made = list(benchmark)[:limit]
     if not made:
         raise UserError("There are no questions to evaluate.")
-    same = [list(questions) for _, questions in groupby(made, key=lambda question: id(question.images))]
+    same = [list(questions) for _, questions in groupby(made, key=lambda q: (id(q.images), q.videos, q.audios))]
     return Benchmark(
         [
             _group(processor, questions[start : start + TOGETHER])
@@ -96,17 +96,17 @@ def prepare(
 
 
 def _group(processor, questions: list[Question]) -> Group:
-    """Encode questions about the same pictures: the pictures once, then only text."""
+    """Encode questions about the same pictures, videos and sounds: these once, then only text."""
     tokenizer = getattr(processor, "tokenizer", processor)
     eos = tokenizer.eos_token_id
-    images = questions[0].images
+    media = questions[0].media
     prompts = [
-        conversations.render(processor, conversations.dialogue(q.text, None, images), prompt=True) for q in questions
+        conversations.render(processor, conversations.dialogue(q.text, None, **media), prompt=True) for q in questions
     ]
-    whole = conversations.encode(processor, prompts[0], images)
+    whole = conversations.encode(processor, prompts[0], **media)
     first = whole["input_ids"][0].tolist()
-    mark = getattr(processor, "image_token", None)
-    cut = prompts[0].rfind(mark) + len(mark) if images and mark else 0
+    marks = [getattr(processor, f"{kind}_token", None) for kind in records.KINDS if media[f"{kind}s"]]
+    cut = max(prompts[0].rfind(mark) + len(mark) for mark in marks) if marks and all(marks) else 0
     head = first[: len(first) - len(_tokens(tokenizer, prompts[0][cut:]))] if cut else []
     # Text is tokenised apart only where this gives the very ids the processor gave.
     apart = bool(cut) and head + _tokens(tokenizer, prompts[0][cut:]) == first
@@ -114,14 +114,14 @@ def _group(processor, questions: list[Question]) -> Group:
     def ids_of(text: str) -> list[int]:
         if apart:
             return head + _tokens(tokenizer, text[cut:])
-        return conversations.encode(processor, text, images)["input_ids"][0].tolist()
+        return conversations.encode(processor, text, **media)["input_ids"][0].tolist()
 
     asked = []
     for number, (question, prompt) in enumerate(zip(questions, prompts)):
         start = first if number == 0 else ids_of(prompt)
         whole_ids = {}
         for choice in dict.fromkeys((question.answer, *question.choices)):
-            full = conversations.render(processor, conversations.dialogue(question.text, choice, images))
+            full = conversations.render(processor, conversations.dialogue(question.text, choice, **media))
             whole_ids[choice] = ids_of(full if full.startswith(prompt) else prompt + choice)
         shared = min(_common(start, ids) for ids in whole_ids.values())  # tokens can join across the border
         answers = {}
@@ -170,7 +170,7 @@ def answers(
     """
     again = isinstance(benchmark, Benchmark)
     ready = benchmark if again else prepare(processor, benchmark, limit, seed)
-    records = []
+    scored = []
     training = model.training
     model.eval()
     try:
@@ -178,10 +178,10 @@ def answers(
             call = group.decoder_call or _decoder_call(model, group.prefix)
             if again:
                 group.decoder_call = call
-            records += _score(model, group, call)
+            scored += _score(model, group, call)
     finally:
         model.train(training)
-    return pd.DataFrame(records)
+    return pd.DataFrame(scored)
 
 
 def _decoder_call(model: nn.Module, prefix: dict) -> dict:
@@ -251,7 +251,7 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
     )  # (wanted, V)
     likelihood, best = logits.log_softmax(-1), logits.argmax(-1)
     row = {at: number for number, at in enumerate(wanted)}
-    records = []
+    scored = []
     for question, one, places in zip(group.questions, group.asked, read):
         taken, greedy = {}, {}
         for choice, answer in one.answers.items():
@@ -262,7 +262,7 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
         right = taken[question.answer]
         scores = {choice: taken[choice][: len(one.answers[choice]) - 1].sum().item() for choice in question.choices}
         choice = max(scores, key=scores.get) if scores else ""
-        records.append(
+        scored.append(
             {
                 "task": question.task,
                 "question": question.text,
@@ -274,7 +274,7 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
                 "chance": 1 / len(scores) if scores else math.nan,
             }
         )
-    return records
+    return scored
 
 
 @torch.no_grad()
@@ -323,8 +323,8 @@ def evaluate(
     Args:
         model: a model from :func:`tamp.load`, pruned or not.
         processor: its processor.
-        benchmark: a shipped benchmark (``"mini-vqa"``, ``"smol-vqa"``, ``"facts"``), a ``.jsonl`` or ``.json`` file of
-            questions (see :func:`tamp.conversations.questions`), or one from :func:`prepare`.
+        benchmark: a shipped benchmark (``"mini-vqa"``, ``"smol-vqa"``, ``"facts"``, ``"smol-avqa"``), a ``.jsonl`` or
+            ``.json`` file of questions (see :func:`tamp.conversations.questions`), or one from :func:`prepare`.
         limit: how many questions in all; None for 1000 of a shipped benchmark, or all of a file.
         seed: of a shipped benchmark's questions.
         progress: show a bar.
@@ -334,7 +334,8 @@ def evaluate(
         interval of it), choice_accuracy (restricted to the question's choices), nll (nats per answer token), chance.
 
     Raises:
-        UserError: if there is no such benchmark, or a question or picture is not right.
+        UserError: if there is no such benchmark, a question, picture, video or sound is not right, or the model does not
+            take what the questions are about.
     """
     return summarise(answers(model, processor, benchmark, limit, seed, progress))
 

@@ -59,6 +59,12 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         source = name
 
     try:
+        kind = transformers.PreTrainedConfig.get_config_dict(source)[0].get("model_type") or ""
+        if kind.startswith("videollama2_"):  # the authors' own: videollama2_qwen2 and others
+            raise UserError(
+                f"{name!r} is a VideoLLaMA 2 as its authors publish it, in their own format: download it and convert it "
+                "once, tamp convert-videollama2 FOLDER OUT, then load OUT."
+            )
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         named = (config.architectures or ["?"])[0]
         architecture = getattr(transformers, named, None) or getattr(videollama2, named, None)

@@ -1,10 +1,12 @@
 """The command line: what it does, and one sentence and a non-zero exit for every mistake."""
 
+import json
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import tiny_videollama2
 
 import tamp
 from tamp import cli, pruning
@@ -66,6 +68,39 @@ def test_methods_are_compared_with_tables_and_a_page(tmp_path, capsys):
     for word in ("Accuracy less that of wanda", "Overlap of the dropped weights at 4:8", "tamp:das_cap=0.2", str(out)):
         assert word in said
     assert page.read_text().count("<img") == 1
+
+
+def test_videos_and_sounds_work_like_pictures(tmp_path, capsys):
+    """A saved VideoLLaMA 2 is pruned with videos, sounds and text, and evaluated and compared on mp4 files."""
+    saved, out, media = tmp_path / "model", tmp_path / "pruned", tiny_videollama2.write_media(tmp_path)
+    tamp.save(tiny_videollama2.build(), tiny_videollama2.processor(audio_policy="plain"), saved)
+    calibration = [
+        {"video": "av.mp4", "question": "What is it like?", "answer": "A hum."},
+        {
+            "video": "mute.mp4",
+            "conversations": [{"from": "human", "value": "<video> Eh?"}, {"from": "gpt", "value": "A"}],
+        },
+        {"audio": "beep.wav", "question": "What is it?", "answer": "A beep."},
+        {"text": "Nothing to see."},
+    ]
+    asked = [
+        {"video": name, "question": f"{word}?", "answer": "yes", "choices": ["yes", "no"], "task": word}
+        for name in ("av.mp4", "other.mp4")
+        for word in ("Loud", "Quick")
+    ]
+    for name, made in (("calibration", calibration), ("asked", asked)):
+        (media / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
+    samples = ("--calibration", media / "calibration.jsonl", "--n", 4)
+    questions = ("--benchmark", media / "asked.jsonl")
+    assert run("prune", saved, "--preset", "tamp", *samples, "--out", out) == 0
+    assert "das + amia + wanda: 50.0" in capsys.readouterr().out
+    assert run("evaluate", out, *questions) == 0
+    said = capsys.readouterr().out
+    assert "Loud 2" in " ".join(said.split()) and "Quick 2" in " ".join(said.split())
+    record = tmp_path / "compared.json"
+    asked = ("--methods", "wanda", "tamp", "--seeds", 0, "--workers", 1)
+    assert run("compare", saved, *questions, *samples, *asked, "--out", record) == 0
+    assert {cell["n"] for cell in json.loads(record.read_text())["cells"]} == {4}
 
 
 MISTAKES = {

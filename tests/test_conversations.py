@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import tamp
-from tamp import conversations
+from tamp import conversations, records
 from tamp.errors import UserError
 from tamp.shipped import pictures
 
@@ -162,4 +162,4 @@ def test_benchmark_questions_about_one_picture_share_it(folder):
 
 def test_pictures_are_read_as_rgb(folder):
     Image.new("LA", (8, 8)).save(folder / "grey.png")
-    assert conversations.open_image(folder / "grey.png", 0).mode == "RGB"
+    assert records.open_image(folder / "grey.png", 0).mode == "RGB"

@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import tiny_videollama2
 import torch
 
 import tamp
 from tamp import conversations, evaluation
 from tamp.errors import UserError
 from tamp.shipped import pictures
+from tamp.videollama2 import media
 
 
 @torch.no_grad()
@@ -120,6 +123,40 @@ def test_rotary_positions_with_several_axes_continue_after_the_prefix():
         logits = model(**whole).logits[0, length - 4 : -1].log_softmax(-1)
     expected = -logits.gather(1, torch.tensor(tail[1:])[:, None]).mean().item()
     assert scored["nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_questions_about_one_video_read_it_once_and_score_as_when_asked_alone(tmp_path, monkeypatch):
+    tiny_videollama2.write_media(tmp_path)
+    model, processor = tiny_videollama2.build(), tiny_videollama2.processor(audio_policy="plain")
+    about = [{"video": "av.mp4"}] * 3 + [{"video": "other.mp4"}] + [{"video": "mute.mp4", "audio": "beep.wav"}] * 2
+    about += [{"audio": "beep.wav"}] * 2 + [{}]
+    asked = [
+        {"question": f"Is it {number}?", "answer": "no" if number % 2 else "yes", "choices": ["yes", "no"], **named}
+        for number, named in enumerate(about)
+    ]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("\n".join(map(json.dumps, asked)))
+    read, read_video = [], media.read_video
+    monkeypatch.setattr(media, "read_video", lambda path, frames: read.append(path) or read_video(path, frames))
+    ready = evaluation.prepare(processor, path)
+    assert [len(group.questions) for group in ready.groups] == [3, 1, 2, 2, 1]
+    assert [Path(path).name for path in read] == ["av.mp4", "other.mp4", "mute.mp4"]
+    together = evaluation.answers(model, processor, ready, progress=False)
+    alone = [
+        evaluation.answers(model, processor, [question], progress=False) for question in conversations.questions(path)
+    ]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), rtol=1e-4)
+    assert together["nll"].nunique() == len(asked), "every question counts, and so does what it is about"
+    for question, nll in zip(conversations.questions(path), together["nll"]):
+        prompt = conversations.render(
+            processor, conversations.dialogue(question.text, None, **question.media), prompt=True
+        )
+        whole = conversations.encode(processor, f"{prompt}{question.answer}<|im_end|>", **question.media)
+        length = len(question.answer) + 1
+        with torch.no_grad():
+            logits = model(**whole).logits[0, -length - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits, whole["input_ids"][0, -length:]).item()
+        assert nll == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("limit", [0, -3])

@@ -601,6 +601,8 @@ BAD = {
     "no sound track": (lambda f: media.read_audio(film(f)), "no sound track: use its frames alone"),
     "no video track": (lambda f: media.read_video(wav(f, noise(100)), 2), "no video track: use another file"),
     "no frame in a track": (lambda f: media.read_video(headless(f), 2), "no readable frame"),
+    "no frame at a first look": (lambda f: media.check(headless(f), "video"), "no readable frame"),
+    "no sound at a first look": (lambda f: media.check(film(f), "audio"), "no sound track"),
     "no sample in a track": (lambda f: media.read_audio(headless(f)), "a.mp4 is empty"),
     "no sample in a wav": (lambda f: media.read_audio(wav(f, noise(0))), "a.wav is empty"),
     "nan in a wav": (

@@ -70,6 +70,12 @@ def test_every_published_name_has_a_place_and_every_place_a_name():
         assert port is None or (tuple(published[name]) == tuple(state[port].shape) and published_name(port) == name)
 
 
+def test_an_unconverted_folder_is_not_loaded_but_told_how_to_convert(tmp_path):
+    for kind in ("videollama2_qwen2", "videollama2_mistral"):
+        with pytest.raises(UserError, match="as its authors publish it.*tamp convert-videollama2"):
+            tamp.load(tiny.publish(tmp_path / kind, model_type=kind))
+
+
 def test_the_large_model_is_the_published_one_to_the_parameter():
     config = VideoLlama2Config.from_published(SEVEN_B)
     state = on_meta(config)

@@ -13,24 +13,14 @@ from tamp import calibration, conversations, evaluation, models
 from tamp.errors import UserError
 from tamp.shipped.pictures import Question
 from tamp.videollama2 import VideoLlama2Processor, media
-from tamp.videollama2.processing import TOKENS
 
 RATE = 16000
 PAPER_TOKENS = 187 * 8  # of 30 s
 
 
-def make(**settings) -> VideoLlama2Processor:
-    tokenizer = tiny.tokenizer()
-    tokenizer.add_tokens(list(TOKENS.values()), special_tokens=True)
-    images = SiglipImageProcessorPil(
-        size={"height": 20, "width": 20}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
-    )
-    return VideoLlama2Processor(images, tokenizer, **{"num_frames": 4, "patch_size": 4, **settings})
-
-
 @pytest.fixture(scope="module")
 def processor():
-    return make()
+    return tiny.processor()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +61,7 @@ def test_a_video_with_sound_is_its_frames_and_then_its_sound(processor):
 
 @pytest.mark.parametrize(("side", "patch", "count", "tokens"), [(384, 14, 8, 676), (384, 14, 16, 1352), (20, 4, 5, 8)])
 def test_the_tokens_of_a_video_are_counted(side, patch, count, tokens):
-    made = make(num_frames=count, patch_size=patch)
+    made = tiny.processor(num_frames=count, patch_size=patch)
     made.image_processor.size = {"height": side, "width": side}
     assert made.visual_tokens == tokens
 
@@ -106,7 +96,7 @@ def test_a_sound_alone_is_its_first_half_minute(processor):
 
 @pytest.mark.parametrize(("seconds", "of_frames"), [(0.01, 16), (0.1, 16), (1, 98), (31, 2998)])
 def test_the_plain_policy_adds_no_silence(seconds, of_frames):
-    plain = make(audio_policy="plain")
+    plain = tiny.processor(audio_policy="plain")
     for text, extra in (("<audio>", {}), ("<video>", {"videos": [frames(4)]})):
         inputs = plain(text, audios=[tone(seconds)], **extra)
         assert inputs["input_features"].shape == (1, of_frames, 128)
@@ -114,7 +104,7 @@ def test_the_plain_policy_adds_no_silence(seconds, of_frames):
 
 
 def test_a_batch_of_different_sounds_is_masked_and_gives_what_they_give_alone(model):
-    plain = make(audio_policy="plain", num_frames=4)
+    plain = tiny.processor(audio_policy="plain", num_frames=4)
     texts = ["<audio>\na", "b", "<video>\nc", "<image>d<audio>"]
     sounds = [tone(0.5), tone(0.9, 300), tone(0.2, 800)]
     picture = Image.fromarray(frames(200)[150])
@@ -174,7 +164,7 @@ def test_what_does_not_fit_is_refused(processor, text, given, message):
 )
 def test_settings_that_do_not_exist_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        make(**settings)
+        tiny.processor(**settings)
 
 
 def test_a_tokenizer_without_placeholders_is_refused():
@@ -183,7 +173,7 @@ def test_a_tokenizer_without_placeholders_is_refused():
 
 
 def test_a_saved_processor_comes_back(tmp_path):
-    made = make(num_frames=6, audio_policy="plain", downsample=(2, 2, 2))
+    made = tiny.processor(num_frames=6, audio_policy="plain", downsample=(2, 2, 2))
     made.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
     assert type(again) is VideoLlama2Processor and type(again.image_processor) is SiglipImageProcessorPil

@@ -9,13 +9,16 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import tokenizers
 import torch
+from PIL import Image
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from tamp.videollama2 import VideoLlama2Config, VideoLlama2ForConditionalGeneration
+from tamp.videollama2 import VideoLlama2Config, VideoLlama2ForConditionalGeneration, VideoLlama2Processor, media
 from tamp.videollama2.convert import port_name
+from tamp.videollama2.processing import TOKENS
 
 IMAGE, VIDEO, AUDIO = 90, 91, 92
 VIDEO_TOKENS, AUDIO_TOKENS = 8, 16
@@ -169,6 +172,29 @@ def tokenizer():
         additional_special_tokens=["<|im_start|>"],
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def processor(**settings) -> VideoLlama2Processor:
+    """Make the tiny model's processor."""
+    known = tokenizer()
+    known.add_tokens(list(TOKENS.values()), special_tokens=True)
+    images = SiglipImageProcessorPil(
+        size={"height": 20, "width": 20}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+    )
+    return VideoLlama2Processor(images, known, **{"num_frames": 4, "patch_size": 4, **settings})
+
+
+def write_media(folder: Path) -> Path:
+    """Write av.mp4 and other.mp4 (1 s, with sound), mute.mp4, beep.wav (0.4 s) and still.png."""
+    second = np.arange(16000, dtype=np.float32) / 16000
+    beep = 0.4 * np.sin(2 * np.pi * 440 * second)
+    film = (noise("film", (8, 20, 20, 3), 40, 120)).clamp(0, 255).byte().numpy()
+    media.write_video(folder / "av.mp4", film, 8, beep)
+    media.write_video(folder / "other.mp4", film[::-1], 8, beep[::-1] * second)
+    media.write_video(folder / "mute.mp4", film, 8)
+    soundfile.write(folder / "beep.wav", beep[:6400], 16000)
+    Image.fromarray(film[0]).save(folder / "still.png")
+    return folder
 
 
 def publish(folder: Path, weights: dict[str, torch.Tensor] | None = None, shards: int = 2, **changes) -> Path:

@@ -9,6 +9,7 @@ vocabulary, and one about larger pictures of several shapes in plain English.
 import dataclasses
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -49,14 +50,16 @@ _INK = np.array((22, 22, 26), dtype=np.float32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about one picture or a pair.
+    """One question about one picture or a pair, or about videos or sounds.
 
     Attributes:
-        task: One of `TASKS`.
+        task: One of `TASKS`, or of another world's.
         images: The pictures, in prompt order; questions about the same pictures share the tuple itself.
         text: The question, in the vocabulary of the shipped model.
         answer: The right answer; one of `choices`.
         choices: The answers that make sense; chance is one over their number.
+        videos: Paths of videos, after the pictures in the prompt.
+        audios: Paths of sounds, after the videos.
     """
 
     task: str
@@ -64,6 +67,13 @@ class Question:
     text: str
     answer: str
     choices: tuple[str, ...]
+    videos: tuple[str | Path, ...] = ()
+    audios: tuple[str | Path, ...] = ()
+
+    @property
+    def media(self) -> dict[str, tuple]:
+        """What the question is about, as keyword arguments of `tamp.records.dialogue`."""
+        return {"images": self.images, "videos": self.videos, "audios": self.audios}
 
 
 @dataclasses.dataclass(frozen=True)

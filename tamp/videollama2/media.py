@@ -70,13 +70,31 @@ def read_video(path: str | Path, frames: int) -> np.ndarray:
                     image = frame.to_ndarray(format="rgb24", **size)
                     picked[decoded - 1] = np.rot90(image, round(frame.rotation / 90))
         if not decoded:
-            raise UserError(f"{path} has no readable frame in its video track: convert it again, or use another file.")
+            raise _no_frame(path)
         if decoded == count:
             break
         count = decoded  # the container does not know or is wrong: again, with the true number
     if damage or count < announced:
         log.warning("%s is damaged or breaks off: %d of its frames could be read", path, count)
     return np.stack([picked[index] for index in wanted])
+
+
+def check(path: str | Path, kind: str) -> None:
+    """Look at the beginning of a file, to know before any work whether it can be read.
+
+    Args:
+        path: a file.
+        kind: what is to be read of it, ``"video"`` or ``"audio"``.
+
+    Raises:
+        UserError: as :func:`read_video` and :func:`read_audio` do, unless the fault lies further on.
+    """
+    if kind == "audio":
+        read_audio(path, seconds=0.1)
+        return
+    with _opened(path) as container:
+        if next(_decoded(container, _track(container, kind, path), []), None) is None:
+            raise _no_frame(path)
 
 
 def has_audio(path: str | Path) -> bool:
@@ -289,6 +307,10 @@ def _checked(waveform: np.ndarray, what: str, ndim: int = 1) -> np.ndarray:
 def _check_file(path: str | Path) -> None:
     if not Path(path).is_file():
         raise UserError(f"There is no file {path}.")
+
+
+def _no_frame(path: str | Path) -> UserError:
+    return UserError(f"{path} has no readable frame in its video track: convert it again, or use another file.")
 
 
 @contextlib.contextmanager

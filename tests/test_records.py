@@ -1,0 +1,165 @@
+"""Records with pictures, videos and sounds, good and bad, on their way to a processor."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_videollama2 as tiny
+import torch
+from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
+
+import tamp
+from tamp import conversations, models, records
+from tamp.errors import UserError
+from tamp.videollama2 import media
+
+MIXED = (
+    {
+        "video": "av.mp4",
+        "image": "still.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nA picture. <video>\nWhat is it like?"},
+            {"from": "gpt", "value": "A hum."},
+        ],
+    },
+    {"videos": ["mute.mp4"], "question": "What moves?", "answer": "All."},
+    {
+        "audio": "beep.wav",
+        "conversations": [{"from": "human", "value": "Hear: <audio>"}, {"from": "gpt", "value": "A"}],
+    },
+    {"text": "Nothing to see."},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tiny.write_media(tmp_path_factory.mktemp("media"))
+    (made / "bad.mp4").write_bytes(b"no film")
+    (made / "bad.wav").write_bytes(b"no sound")
+    return made
+
+
+@pytest.fixture(scope="module")
+def listens():
+    """A processor of videos and sounds."""
+    return tiny.processor(audio_policy="plain")
+
+
+def write(folder, *made, name="set.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(json.dumps(record) for record in made))
+    return path
+
+
+def kinds(samples) -> list[tuple[int, int]]:
+    """Count visual and audio tokens of samples."""
+    codes = [models.modality(tiny.build(), sample) for sample in samples]
+    return sorted((int((code == models.VISUAL).sum()), int((code == models.AUDIO).sum())) for code in codes)
+
+
+def test_marks_become_the_media_in_their_place(folder):
+    path = write(folder, MIXED[0])
+    user, assistant = records.conversation(records.read(path, "set")[0], path)
+    still, said, film, asked = user["content"]
+    assert still["type"] == "image" and still["image"].size == (20, 20)
+    assert film == {"type": "video", "video": str(folder / "av.mp4")}
+    assert (said["text"], asked["text"]) == ("A picture.", "What is it like?")
+    assert assistant["content"] == [{"type": "text", "text": "A hum."}]
+
+
+def test_a_question_comes_after_its_media(folder):
+    path = write(folder, {"audio": "beep.wav", "video": ["mute.mp4"], "question": "Q?", "answer": 3})
+    (user, assistant) = records.conversation(records.read(path, "set")[0], path)
+    assert [part["type"] for part in user["content"]] == ["video", "audio", "text"]
+    assert assistant["content"][0]["text"] == "3"
+
+
+def test_kinds_mix_in_one_set_from_any_file(folder, listens):
+    """A second of sound is 48 tokens, 0.4 s are 16; a picture and a video are 8 each."""
+    expected = [(0, 0), (0, 16), (8, 0), (16, 48)]
+    assert kinds(tamp.calibration_set(write(folder, *MIXED), listens, n=4)) == expected
+    (folder / "set.json").write_text(json.dumps(MIXED))
+    assert kinds(tamp.calibration_set(folder / "set.json", listens, n=4)) == expected
+    datasets = pytest.importorskip("datasets")
+    columns = {key for record in MIXED for key in record}
+    filled = [{key: record.get(key) for key in columns} for record in MIXED]
+    datasets.Dataset.from_list(filled).save_to_disk(str(folder / "saved"))
+    assert kinds(tamp.calibration_set(tiny.write_media(folder / "saved"), listens, n=4)) == expected
+
+
+def asks(**named):
+    return {"question": "q", "answer": "a", **named}
+
+
+BAD = {
+    "missing video": (asks(video="no.mp4"), r"Record 0: There is no file .*no\.mp4"),
+    "missing sound": (asks(audios=["no.wav"]), r"Record 0: There is no file .*no\.wav"),
+    "broken video": (asks(video="bad.mp4"), r"Record 0: .*bad\.mp4 is not readable"),
+    "broken sound": (asks(audio="bad.wav"), r"Record 0: .*bad\.wav is not readable"),
+    "a video without frames": (asks(video="beep.wav"), r"Record 0: .*beep\.wav has no video track"),
+    "the sound of a silent video": (asks(audio="mute.mp4"), r"Record 0: .*mute\.mp4 has no sound track"),
+    "not a path": (asks(video={"bytes": "00"}), "Record 0: video is the path of a file, not dict"),
+    "a mark too many": (
+        {"video": "av.mp4", "conversations": [{"from": "human", "value": "<video><audio>"}]},
+        "record 0: its text has 1 <audio> marks for 0 audios",
+    ),
+    "a mark too few": (
+        {"video": "av.mp4", "conversations": [{"from": "human", "value": "Look."}]},
+        "record 0: its text has 0 <video> marks for 1 videos",
+    ),
+    "text with a video": ({"text": "a", "video": "av.mp4"}, "needs 'conversations'.*it has text, video"),
+    "a mark in the question": (asks(video="mute.mp4", question="<video>?"), "Record 0: The text has 2 <video> marks"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_record_is_named_with_its_file(fault, folder, listens):
+    record, message = BAD[fault]
+    with pytest.raises(UserError, match=message):
+        tamp.calibration_set(write(folder, record), listens, n=1)
+
+
+def test_all_files_are_looked_at_before_the_first_is_decoded(folder, listens, monkeypatch):
+    monkeypatch.setattr(media, "read_video", lambda *given: pytest.fail("decoded first"))
+    with pytest.raises(UserError, match="no file"):
+        tamp.calibration_set(write(folder, asks(video="av.mp4"), asks(video="no.mp4")), listens, n=2)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("video", "av.mp4"), ("audio", "beep.wav")])
+def test_a_model_that_takes_pictures_only_says_so(kind, name, folder, processor, listens, monkeypatch):
+    monkeypatch.setattr(type(processor), "chat_template", listens.chat_template, raising=False)
+    path = write(folder, asks(**{kind: name}))
+    with pytest.raises(UserError, match=f"has {kind}s and the model takes no {kind}s .*LlavaNextProcessor"):
+        tamp.calibration_set(path, processor, n=1)
+    with pytest.raises(UserError, match=f"no {kind}s"):
+        tamp.evaluate(None, processor, path)
+
+
+def test_what_is_heard_goes_by_the_name_that_the_processor_knows():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"], special_tokens=True)
+    hears = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=8), tokenizer)
+    made = conversations.process(hears, records.dialogue("Hi?", None, audios=[np.zeros(16000, np.float32)]))
+    assert made["input_features"].shape == (1, 8, 3000)
+    with pytest.raises(UserError, match="takes no videos .*Qwen2AudioProcessor"):
+        conversations.process(hears, records.dialogue("Hi?", None, videos=["a.mp4"]))
+
+
+def test_benchmark_questions_name_their_media(folder):
+    path = write(
+        folder,
+        asks(video="av.mp4", task="see"),
+        asks(video="av.mp4"),
+        asks(audio="beep.wav", image="still.png"),
+    )
+    first, second, third = conversations.questions(path)
+    assert first.videos == second.videos == (str(folder / "av.mp4"),) and first.audios == first.images == ()
+    assert third.audios == (str(folder / "beep.wav"),) and len(third.images) == 1
+    with pytest.raises(UserError, match=r"Record 1: There is no file"):
+        conversations.questions(write(folder, asks(video="av.mp4"), asks(video="no.mp4")))
+
+
+def test_a_video_is_heard_as_a_model_hears_it(folder, listens):
+    made = tamp.calibration_set(write(folder, asks(video="av.mp4")), listens, n=1)[0]
+    expected = media.fbank(media.read_audio(folder / "av.mp4"))
+    torch.testing.assert_close(made["input_features"][0], expected)
