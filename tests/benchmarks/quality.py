@@ -15,6 +15,7 @@ import tamp
 
 EVALUATION_SEED = 7
 METHODS = tuple(tamp.PRESETS)
+RECORDED = ("magnitude", "wanda", "sparsegpt", "text", "das", "amia", "tamp")
 PER_BLOCK = ("das:das_granularity=block", "tamp:das_granularity=block")
 GRIDS = {
     "mini-llava-next": (
@@ -26,8 +27,8 @@ GRIDS = {
             evaluation_seed=EVALUATION_SEED,
             calibration_samples=64,
         ),
-        METHODS,
-        (0.7, 0.6, 0.5, 0.8, "2:4", "4:8"),
+        RECORDED,
+        (0.5, 0.6, 0.7, 0.8),
     ),
     "smol-llava-next": (
         tamp.Settings(
