@@ -11,6 +11,7 @@ from pathlib import Path
 import outliers
 import real_lm
 import recording
+import search
 from matplotlib.figure import Figure
 
 from tamp import comparison, evaluation, figures
@@ -145,6 +146,21 @@ def smol_table(recorded: dict) -> str:
     return "\n".join([*lines, "", note])
 
 
+def search_line(recorded: dict, method: str) -> str:
+    """Tell what the confirmation of the search found, in a sentence."""
+    said = []
+    for level in comparison.levels(recorded):
+        found = {name: comparison.cells_of(recorded, name, level) for name in (method, *search.REFERENCES)}
+        points, low, high = comparison.interval(found[method])
+        others = " and ".join(
+            f"{100 * comparison.mean(found[name], 'accuracy'):.1f} ({name})" for name in search.REFERENCES
+        )
+        said.append(
+            f"{points:.1f} % [{low:.1f}, {high:.1f}] right at {100 * level:.0f} % sparsity, instead of {others}"
+        )
+    return f"`{method}`: {'; '.join(said)}."
+
+
 def outlier_table(recorded: dict) -> str:
     """Write the loudest channels and the first token's share, per model."""
     lines = [
@@ -227,6 +243,7 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     for mark, content in (
         ("quality", quality_table(read("mini_quality"))),
         ("smol", smol_table(read("chapters/04_pruning"))),
+        ("search", search_line(read("mini_confirmation"), search.chosen(read("mini_choice")))),
         ("outliers", outlier_table(read("outliers"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
     ):
