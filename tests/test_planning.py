@@ -17,8 +17,7 @@ def test_das_scores_are_the_diversity_of_dense_outputs(family):
     seen: dict[str, list] = {}
     handles = [
         linear.register_forward_hook(lambda m, i, o, name=name: seen.setdefault(name, []).append(o[0]))
-        for prefix, block in models.blocks(model).items()
-        for name, linear in ((f"{prefix}.{name}", linear) for name, linear in models.linears(block).items())
+        for name, linear in models.all_linears(model).items()
     ]
     with torch.no_grad():
         for each in samples:

@@ -19,11 +19,7 @@ EVERY = pytest.mark.parametrize("family", tiny.FAMILIES)
 
 
 def weights(model) -> dict[str, torch.Tensor]:
-    return {
-        f"{prefix}.{name}": linear.weight
-        for prefix, block in models.blocks(model).items()
-        for name, linear in models.linears(block).items()
-    }
+    return {name: linear.weight for name, linear in models.all_linears(model).items()}
 
 
 def hooks_of(model) -> list[tuple]:
@@ -177,7 +173,7 @@ def test_the_walk_prunes_what_plain_forward_passes_say(family, tokens):
     expected = by_hand(copy.deepcopy(model), samples, tokens, 0.5)
     pruning.prune(model, samples, Recipe(allocation="uniform", tokens=tokens, sparsity=0.5), progress=False)
     for (name, mask), other in zip(zeros(model).items(), expected):
-        assert (mask ^ other).float().mean() <= 0.005, name  # attention comes from another kernel: last bits may differ
+        assert (mask ^ other).float().mean() <= 0.002, name  # attention comes from another kernel: last bits may differ
 
 
 @pytest.mark.parametrize("tokens", CHOICES["tokens"])

@@ -90,24 +90,25 @@ def llava_onevision():
     return model, made
 
 
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 16,
+    "fullatt_block_indexes": [1],
+}
+QWEN_TEXT = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+
+
 def qwen2_5_vl():
     config = transformers.Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
-        text_config={
-            **TEXT,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-        },
+        vision_config=QWEN_VISION,
+        text_config=QWEN_TEXT,
         image_token_id=IMAGE,
         video_token_id=IMAGE + 1,
         vision_start_token_id=IMAGE + 2,
@@ -129,18 +130,6 @@ def qwen2_5_vl():
 
 
 def qwen2_5_omni():
-    vision = {
-        "depth": 2,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 16,
-        "fullatt_block_indexes": [1],
-    }
     audio = {
         "num_mel_bins": 8,
         "encoder_layers": 1,
@@ -153,11 +142,8 @@ def qwen2_5_omni():
     }
     config = transformers.Qwen2_5OmniThinkerConfig(
         audio_config=audio,
-        vision_config=vision,
-        text_config={
-            **TEXT,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-        },
+        vision_config=QWEN_VISION,
+        text_config=QWEN_TEXT,
         image_token_id=IMAGE,
         video_token_id=IMAGE + 1,
         vision_start_token_id=IMAGE + 2,
@@ -173,7 +159,7 @@ def qwen2_5_omni():
         sound = [IMAGE + 5] + [IMAGE + 4] * 10 + [IMAGE + 6]
         made.append(
             sample(
-                tokens(3, n) + video + sound + tokens(4 + n, 10 + n),
+                tokens(3, 200 + n) + video + sound + tokens(4 + n, 210 + n),  # words that leave no tie to last bits
                 pixel_values_videos=noise(48, 3 * 2 * 4 * 4, seed=n),
                 video_grid_thw=torch.tensor([[1, 6, 8]]),
                 video_second_per_grid=torch.tensor([1.0]),
