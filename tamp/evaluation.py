@@ -171,16 +171,12 @@ def answers(
     again = isinstance(benchmark, Benchmark)
     ready = benchmark if again else prepare(processor, benchmark, limit, seed)
     scored = []
-    training = model.training
-    model.eval()
-    try:
+    with calibration.undisturbed(model):
         for group in calibration.steps(ready.groups, "evaluate", progress):
             call = group.decoder_call or _decoder_call(model, group.prefix)
             if again:
                 group.decoder_call = call
             scored += _score(model, group, call)
-    finally:
-        model.train(training)
     return pd.DataFrame(scored)
 
 

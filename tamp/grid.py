@@ -122,7 +122,8 @@ def compare(
         raise unknown("method to compare with", to, methods)
     shared = asdict(settings)
     recorded = _read(Path(out), shared)
-    missing = [cell for cell in wanted if cell not in set(map(key, recorded))]
+    finished = set(map(key, recorded))
+    missing = [cell for cell in wanted if cell not in finished]
     place = models.resolve_device(device)
     if workers is None:
         workers = 1 if place.type == "cuda" else min(2, os.cpu_count() or 1)

@@ -59,12 +59,6 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         source = name
 
     try:
-        kind = transformers.PreTrainedConfig.get_config_dict(source)[0].get("model_type") or ""
-        if kind.startswith("videollama2_"):  # the authors' own: videollama2_qwen2 and others
-            raise UserError(
-                f"{name!r} is a VideoLLaMA 2 as its authors publish it, in their own format: download it and convert it "
-                "once, tamp convert-videollama2 FOLDER OUT, then load OUT."
-            )
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         named = (config.architectures or ["?"])[0]
         architecture = getattr(transformers, named, None) or getattr(videollama2, named, None)
@@ -80,6 +74,11 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
+        if isinstance(error, ValueError) and _published_videollama2(source):
+            raise UserError(
+                f"{name!r} is a VideoLLaMA 2 as its authors publish it, in their own format: download it and convert it "
+                "once, tamp convert-videollama2 FOLDER OUT, then load OUT."
+            ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if source == name and not folder.is_dir():
             raise UserError(
@@ -92,6 +91,17 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     if name in known:
         model.config._name_or_path = name  # what a report calls it, wherever its folder is
     return model.to(device).eval(), processor
+
+
+def _published_videollama2(source: str) -> bool:
+    """Whether transformers does not know a model because it is VideoLLaMA 2 under one of its authors' own types."""
+    kind = transformers.PreTrainedConfig.get_config_dict(source)[0].get("model_type") or ""
+    return kind.startswith("videollama2_")
+
+
+def name_of(model: nn.Module) -> str:
+    """Return what a model is called: its name or path, or else its class."""
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

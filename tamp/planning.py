@@ -188,12 +188,14 @@ def text_loss(model: nn.Module, sample: dict) -> Tensor:
 def score(
     model: nn.Module, samples: Sequence[dict], captured: list[calibration.Captured], recipe: Recipe, progress: bool
 ) -> list[float]:
-    """Score every linear as the recipe's allocation says, on the dense model."""
+    """Score every linear as the recipe's allocation says, on the dense model and the samples that it looks at."""
+    some = slice(recipe.allocation_samples)
+    samples, captured = samples[some], captured[some]
     stack = list(models.blocks(model).values())
     if recipe.allocation == "ecoflap":
         return ecoflap_scores(model, samples, recipe, progress)
     if recipe.allocation == "alphapruning":
-        return [heavy_tail(linear.weight) for block in stack for linear in models.linears(block).values()]
+        return [heavy_tail(linear.weight) for linear in models.all_linears(model).values()]
     return {"das": das_scores, "owl": owl_scores}[recipe.allocation](stack, captured, recipe, progress)
 
 
@@ -247,7 +249,6 @@ def make_plan(model: nn.Module, scores: list[float] | None, recipe: Recipe) -> p
     """
     sizes = {name: linear.weight.numel() for name, linear in models.all_linears(model).items()}
     per_block = [len(models.linears(block)) for block in models.blocks(model).values()]
-    capped = scores is not None and recipe.allocation in ("das", "ecoflap")
     return plans.Plan(
         linears=tuple(sizes),
         sizes=tuple(sizes.values()),
@@ -255,9 +256,9 @@ def make_plan(model: nn.Module, scores: list[float] | None, recipe: Recipe) -> p
         scores=None if scores is None else tuple(scores),
         target=recipe.sparsity,
         pattern=recipe.pattern,
-        cap=min(1.0, round(recipe.sparsity + recipe.das_cap, 12)) if capped else None,
+        cap=min(1.0, round(recipe.sparsity + recipe.das_cap, 12)) if recipe.capped else None,
         allocation=recipe.allocation,
-        model=getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        model=models.name_of(model),
         fingerprint=models.fingerprint(model),
     )
 
@@ -291,9 +292,8 @@ def share_out(counts: list[int], per_block: list[int], scores: list[float] | Non
     if not recipe.pattern:
         return drops
     m = masks.parse_pattern(recipe.pattern)[1]
-    capped = recipe.allocation in ("das", "ecoflap")
     most = min(m - 1, math.ceil(m * masks.exact(recipe.sparsity) + m * Fraction(str(recipe.das_cap))))
-    return allocation.stepped(drops, counts, m, most if capped else None)
+    return allocation.stepped(drops, counts, m, most if recipe.capped else None)
 
 
 def _rule(scores: list[float], sizes: list[int], recipe: Recipe) -> list[int]:

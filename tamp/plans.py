@@ -55,10 +55,11 @@ class Plan:
     def __str__(self) -> str:
         table = self.table()
         kinds = table["linear"].str.split(".").str[-1]
+        groups = f" in groups of {masks.parse_pattern(self.pattern)[1]}" if self.pattern else ""
         spread = table.groupby(kinds, sort=False)["sparsity"].agg(["min", "mean", "max"])
         return (
             f"{self.allocation} for {self.model}: {self.sparsity:.4%} of {sum(self.sizes):,} weights"
-            f"{f' in groups of {self.pattern.split(chr(58))[1]}' if self.pattern else ''}\n"
+            f"{groups}\n"
             f"{spread.to_string(float_format='{:.3f}'.format)}"
         )
 

@@ -79,9 +79,7 @@ def prune(
                 scores = None
                 if recipe.plans:
                     with watch("allocate"):
-                        some = slice(recipe.allocation_samples)
-                        seen = samples[some] if samples else []
-                        scores = planning.score(model, seen, captured[some], recipe, progress)
+                        scores = planning.score(model, samples or [], captured, recipe, progress)
                 plan = planning.make_plan(model, scores, recipe)
             drops = iter(plan.drops)
             rows = []
@@ -112,7 +110,7 @@ def prune(
         samples=len(captured),
         seconds=dict(watch.seconds),
         peak_memory=peak_memory(watch.device),
-        model=getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        model=models.name_of(model),
     )
 
 

@@ -183,6 +183,11 @@ class Recipe:
         return self.allocation != "uniform"
 
     @property
+    def capped(self) -> bool:
+        """Whether ``das_cap`` limits the sparsity of a linear."""
+        return self.allocation in USED_WITH["das_cap"]["allocation"]
+
+    @property
     def allocation_needs_samples(self) -> bool:
         """Whether the allocation looks at calibration samples; AlphaPruning looks at weights alone."""
         return self.allocation not in ("uniform", "alphapruning")

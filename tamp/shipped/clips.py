@@ -17,15 +17,14 @@ import hashlib
 import math
 import os
 import tempfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from tamp.errors import UserError, unknown
 from tamp.shipped.drawing import COLOURS, SHAPES, shape_mask
-from tamp.shipped.pictures import YES_NO, Question
+from tamp.shipped.pictures import YES_NO, Question, in_rounds
 from tamp.shipped.places import cache_folder
 from tamp.videollama2 import media
 
@@ -301,20 +300,13 @@ def questions(
         UserError: `n` or `seed` is negative, a task is unknown or none is given, or a clip cannot be written.
     """
     wanted = frozenset(TASKS if tasks is None else tasks)
-    if n < 0 or seed < 0:
-        raise UserError(f"n and seed must not be negative: {n}, {seed}.")
-    if not wanted or wanted - set(TASKS):
-        raise UserError(f"Tasks are some of {', '.join(TASKS)}, not {', '.join(sorted(wanted)) or 'none'}.")
     folder = cache_folder() / NAME if folder is None else folder
-    asked: list[Question] = []
-    turn = 0
-    while len(asked) < n:
-        random = np.random.default_rng(np.random.SeedSequence((zlib.crc32(stream.encode()), seed, turn)))
+
+    def ask_round(random: np.random.Generator) -> Iterator[Question]:
         clip = make_clip(random)
         videos = (str(write(clip, folder, without)),)
-        for task in TASKS:
-            if task in wanted:
-                text, answer, choices = ask(task, clip)
-                asked.append(Question(task=task, images=(), text=text, answer=answer, choices=choices, videos=videos))
-        turn += 1
-    return asked[:n]
+        for task in filter(wanted.__contains__, TASKS):
+            text, answer, choices = ask(task, clip)
+            yield Question(task=task, images=(), text=text, answer=answer, choices=choices, videos=videos)
+
+    return in_rounds(ask_round, n, seed, stream, wanted, TASKS)

@@ -8,12 +8,13 @@ vocabulary, and one about larger pictures of several shapes in plain English.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tamp.errors import UserError
 from tamp.shipped.drawing import CELL, COLOURS, GLYPHS, PATCH, SHAPES, shape_mask
 
 GRID = 4
@@ -405,17 +406,41 @@ def questions(
         The questions, each task as often as any other, give or take one.
 
     Raises:
-        ValueError: `n` or `seed` is negative, or a task is unknown, or none is given.
+        UserError: `n` or `seed` is negative, or a task is unknown, or none is given.
     """
     wanted = frozenset(TASKS if tasks is None else tasks)
+    return in_rounds(lambda random: _round(random, wanted, name), n, seed, stream, wanted, TASKS)
+
+
+def in_rounds(
+    ask_round: Callable[[np.random.Generator], Iterable[Question]],
+    n: int,
+    seed: int,
+    stream: str,
+    wanted: Collection[str],
+    known: Sequence[str],
+) -> list[Question]:
+    """Ask round after round until there are `n` questions; a round depends on stream, seed and its number alone.
+
+    Args:
+        ask_round: Asks every wanted task once.
+        n: How many questions.
+        seed: Number of the list within its stream, not negative.
+        stream: Name of the use.
+        wanted: Tasks that are asked for.
+        known: Tasks that there are.
+
+    Raises:
+        UserError: `n` or `seed` is negative, or a task is unknown, or none is given.
+    """
     if n < 0 or seed < 0:
-        raise ValueError(f"n and seed must not be negative: {n}, {seed}")
-    if not wanted or wanted - set(TASKS):
-        raise ValueError(f"tasks must be some of {', '.join(TASKS)}: {', '.join(sorted(wanted)) or 'none'}")
+        raise UserError(f"n and seed must not be negative: {n}, {seed}.")
+    if not wanted or set(wanted) - set(known):
+        raise UserError(f"Tasks are some of {', '.join(known)}, not {', '.join(sorted(wanted)) or 'none'}.")
     asked: list[Question] = []
     turn = 0
     while len(asked) < n:
         random = np.random.default_rng(np.random.SeedSequence((zlib.crc32(stream.encode()), seed, turn)))
-        asked.extend(_round(random, wanted, name))
+        asked.extend(ask_round(random))
         turn += 1
     return asked[:n]

@@ -20,9 +20,8 @@ TOKENS = {kind: f"<|{kind}_pad|>" for kind in KINDS}
 AUDIO_POLICIES = ("paper", "plain")
 MOST_FRAMES = 32
 MOST_SECONDS = 30.0
-RATE = 16000  # samples a second
-PATCH, MEL_PATCHES = 16, 8  # BEATs: frames in a patch, and patches above each other in 128 mel bins
-WINDOW, SHIFT = 400, 160  # samples that a frame of the filter bank sees, and from one frame to the next
+PATCH = 16  # BEATs: frames in a patch, and mel bins
+MEL_PATCHES = media.MELS // PATCH  # patches above each other
 
 # Qwen2's turns; a picture, video or sound is its mark and a line break before the text.
 CHAT_TEMPLATE = """\
@@ -235,8 +234,8 @@ class VideoLlama2Processor(ProcessorMixin):
             raise UserError(f"A sound is a path or a pair of an array and its rate in Hz, not {type(sound).__name__}.")
         if clips:
             return media.fbank(media.paper_clips(waveform))
-        most = int(MOST_SECONDS * RATE)
-        least = most if self.audio_policy == "paper" else WINDOW + (PATCH - 1) * SHIFT
+        most = int(MOST_SECONDS * media.RATE)
+        least = most if self.audio_policy == "paper" else media.WINDOW + (PATCH - 1) * media.HOP
         return media.fbank(np.pad(waveform[:most], (0, max(0, least - len(waveform)))))
 
 

@@ -47,9 +47,9 @@ GRIDS = {
 """Model to (settings, methods, levels, the most informative first)."""
 
 
-def name(model: str) -> str:
-    """Name the recorded file of a model's grid."""
-    return f"{model.split('-')[0]}_quality"
+def name(model: str, what: str = "quality") -> str:
+    """Name a recorded file of a model, such as its grid's."""
+    return f"{model.split('-')[0]}_{what}"
 
 
 def main(arguments: list[str] | None = None) -> dict:

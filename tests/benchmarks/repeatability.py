@@ -32,13 +32,7 @@ def main(arguments: list[str] | None = None) -> dict:
         pruning.LOCK_STEP = together
         pruned = copy.deepcopy(model)
         tamp.prune(pruned, samples, recipe, progress=False)
-        return torch.cat(
-            [
-                linear.weight.flatten() == 0
-                for block in models.blocks(pruned).values()
-                for linear in models.linears(block).values()
-            ]
-        )
+        return torch.cat([linear.weight.flatten() == 0 for linear in models.all_linears(pruned).values()])
 
     rows = []
     try:

@@ -11,6 +11,7 @@ language model, each by a paired 95 % interval without zero, and on the small mo
 """
 
 import argparse
+import dataclasses
 import statistics
 
 import quality
@@ -39,6 +40,7 @@ CANDIDATES = (
 COST = 1.25
 CHOOSE = {"questions": 200, "evaluation_seed": 11, "seeds": (10, 11)}
 CONFIRM = {"questions": 500, "evaluation_seed": 12, "seeds": (20, 21, 22)}
+RECORDS = {"choose": "choice", "confirm": "confirmation"}
 LEVELS = {"mini-llava-next": (0.7, 0.8), "smol-llava-next": (0.5, 0.6)}
 
 
@@ -80,23 +82,18 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--model", default="smol-llava-next", choices=LEVELS)
     parser.add_argument("--workers", type=int)
     options = parser.parse_args(arguments)
-    stage = CHOOSE if options.stage == "choose" else CONFIRM
-    short = options.model.split("-")[0]
-    methods = CANDIDATES if options.stage == "choose" else (chosen(recorded(f"{short}_choice")),)
-    usual = quality.GRIDS[options.model][0]
+    if options.stage == "choose":
+        stage, methods = CHOOSE, CANDIDATES
+    else:
+        stage, methods = CONFIRM, (chosen(recorded(quality.name(options.model, RECORDS["choose"]))),)
+    usual, *_ = quality.GRIDS[options.model]
+    asked = {name: stage[name] for name in ("questions", "evaluation_seed")}
     return tamp.compare(
-        tamp.Settings(
-            model=usual.model,
-            benchmark=usual.benchmark,
-            calibration=usual.calibration,
-            questions=stage["questions"],
-            evaluation_seed=stage["evaluation_seed"],
-            calibration_samples=usual.calibration_samples,
-        ),
+        dataclasses.replace(usual, text=False, **asked),
         (*REFERENCES, *methods),
         LEVELS[options.model],
         stage["seeds"],
-        out=recording.RESULTS / f"{short}_{'choice' if options.stage == 'choose' else 'confirmation'}.json",
+        out=recording.RESULTS / f"{quality.name(options.model, RECORDS[options.stage])}.json",
         to="tamp",
         workers=options.workers,
         device="cpu",
