@@ -223,6 +223,7 @@ def _compare(options: argparse.Namespace) -> None:
         questions=options.limit,
         evaluation_seed=options.seed,
         calibration_samples=options.n,
+        dtype=options.dtype,
         text=options.text,
     )
     made = tamp.compare(
@@ -234,7 +235,6 @@ def _compare(options: argparse.Namespace) -> None:
         to=options.to,
         workers=options.workers,
         device=options.device,
-        dtype=options.dtype,
         progress=_bars(),
     )
     scores = comparison.scores(made).assign(memory=lambda table: table["memory"] / 2**20)

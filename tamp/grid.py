@@ -45,6 +45,7 @@ class Settings:
         questions: how many.
         evaluation_seed: of the questions.
         calibration_samples: how many.
+        dtype: see :func:`tamp.load`.
         text: whether to measure the language model too: perplexity of two texts that come with Python, and the choice among
             answers about facts.
     """
@@ -55,6 +56,7 @@ class Settings:
     questions: int
     evaluation_seed: int = 0
     calibration_samples: int = 128
+    dtype: str = "auto"
     text: bool = False
 
 
@@ -88,7 +90,6 @@ def compare(
     to: str | None = None,
     workers: int | None = None,
     device: str = "auto",
-    dtype: str = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run what is missing of a comparison, and record every cell as it is finished.
@@ -107,7 +108,6 @@ def compare(
         workers: processes side by side, each with its own model and its share of the cores; by default one on a GPU and one
             or two, but not more than there are cores, on a CPU.
         device: see :func:`tamp.load`.
-        dtype: see :func:`tamp.load`.
         progress: show a bar, with the time that is left.
 
     Returns:
@@ -130,7 +130,7 @@ def compare(
     if workers < 1:
         raise UserError(f"A comparison needs at least one worker, not {workers}.")
     workers = max(1, min(workers, len(missing)))
-    results = _run(missing, workers, (settings, str(place), dtype, max(1, torch.get_num_threads() // workers)))
+    results = _run(missing, workers, (settings, str(place), max(1, torch.get_num_threads() // workers)))
     for cell in tqdm(results, total=len(missing), desc="compare", disable=not progress):
         recorded.append(cell)
         report.write_result(out, {**shared, "cells": recorded})
@@ -175,7 +175,7 @@ def _run(missing: list[Cell], workers: int, start: tuple) -> Iterator[dict]:
     if not missing:
         return
     if workers == 1:
-        work = Worker(*start[:3])
+        work = Worker(*start[:2])
         yield from map(work, missing)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, start) as pool:
@@ -190,9 +190,9 @@ def _run(missing: list[Cell], workers: int, start: tuple) -> Iterator[dict]:
 class Worker:
     """A model with its questions, that runs one cell after another."""
 
-    def __init__(self, settings: Settings, device: str, dtype: str):
+    def __init__(self, settings: Settings, device: str):
         self.settings = settings
-        self.model, self.processor = models.load(settings.model, device, dtype)
+        self.model, self.processor = models.load(settings.model, device, settings.dtype)
         self.ready = evaluation.prepare(
             self.processor, settings.benchmark, settings.questions, settings.evaluation_seed
         )
@@ -231,14 +231,14 @@ class Worker:
 _worker: Worker | None = None
 
 
-def _begin(settings: Settings, device: str, dtype: str, threads: int) -> None:
+def _begin(settings: Settings, device: str, threads: int) -> None:
     """Load the model once per process."""
     global _worker
     import transformers
 
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
-    _worker = Worker(settings, device, dtype)
+    _worker = Worker(settings, device)
 
 
 def _work(cell: Cell) -> dict:

@@ -26,6 +26,7 @@ GRIDS = {
             questions=1000,
             evaluation_seed=EVALUATION_SEED,
             calibration_samples=64,
+            dtype="float32",
         ),
         RECORDED,
         (0.5, 0.6, 0.7, 0.8),
@@ -38,6 +39,7 @@ GRIDS = {
             questions=500,
             evaluation_seed=EVALUATION_SEED,
             calibration_samples=16,
+            dtype="bfloat16",  # as the 7B models run
             text=True,
         ),
         (*METHODS, *PER_BLOCK),
