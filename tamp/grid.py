@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import comparison, conversations, evaluation, models, pruning, report
+from tamp import comparison, conversations, evaluation, models, planning, pruning, report
 from tamp.errors import UserError, unknown
 from tamp.recipe import Recipe
 from tamp.shipped import prose
@@ -30,6 +30,9 @@ Cell = tuple[str, float | str, int]
 DENSE: Cell = ("dense", 0.0, 0)
 SAMPLED = 8192
 """Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
+
+SCORED_BY = ("allocation", "allocation_samples", "das_similarity", "owl_threshold", "ecoflap_step")
+"""Fields of a recipe that its allocation's scores depend on."""
 
 TEXT_WINDOWS, TEXT_WINDOW, FACTS = 6, 256, 100
 
@@ -197,6 +200,7 @@ class Worker:
             self.processor, settings.benchmark, settings.questions, settings.evaluation_seed
         )
         self.samples: dict[int, list[dict]] = {}
+        self.scored: dict[tuple, tuple[list[float], float]] = {}  # what allocations looked at: scores, seconds
 
     def __call__(self, cell: Cell) -> dict:
         """Prune a copy of the model as a cell says, evaluate it, and return what is recorded."""
@@ -216,11 +220,19 @@ class Worker:
             self.samples[seed] = conversations.calibration_set(
                 asked.calibration, self.processor, asked.calibration_samples, seed
             )
-        done = pruning.prune(pruned, self.samples.get(seed), recipe, progress=False)
+        # An allocation's scores do not depend on the level: they are computed once, and their time is every cell's.
+        looked = (seed, *(getattr(recipe, field) for field in SCORED_BY)) if recipe.plans else None
+        plan, spared = None, 0.0
+        if looked in self.scored:
+            scores, spared = self.scored[looked]
+            plan = planning.make_plan(pruned, scores, recipe)
+        done = pruning.prune(pruned, self.samples.get(seed), recipe, progress=False, plan=plan)
+        if looked and plan is None:
+            self.scored[looked] = done.plan.scores, done.seconds["allocate"]
         kinds = done.table["linear"].str.split(".").str[-1]
         return {
             "exact_sparsity": done.sparsity,
-            "seconds": round(sum(done.seconds.values()), 2),
+            "seconds": round(sum(done.seconds.values()) + spared, 2),
             "peak_memory": done.peak_memory,
             "tokens_kept": round(float(done.table["kept"].mean()), 2) if recipe.criterion != "magnitude" else None,
             "sparsity_of": done.table["got"].groupby(kinds, sort=False).mean().round(4).to_dict(),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tamp
-from tamp import comparison, evaluation, grid, models
+from tamp import comparison, evaluation, grid, models, planning
 from tamp.errors import UserError
 
 SETTINGS = tamp.Settings(
@@ -40,6 +40,20 @@ def test_a_cell_is_what_pruning_and_evaluating_by_hand_give(made, mini):
     assert list(comparison.unpack(cell)) == list(scored["correct"])
     assert cell["exact_sparsity"] == report.sparsity and cell["peak_memory"] > 50e6
     assert list(comparison.unpack(cell, "mask")) == list(grid.sampled_mask(model))
+
+
+def test_scores_of_an_allocation_are_computed_once_for_all_levels(monkeypatch):
+    scored, original = [], planning.score
+    monkeypatch.setattr(planning, "score", lambda *given: scored.append(given) or original(*given))
+    cells = [("das:tokens=text", 0.7, 0), ("das", 0.5, 0), ("das", "2:4", 0)]
+    worker = grid.Worker(SETTINGS, "cpu")
+    again = [worker(cell) for cell in cells]
+    assert len(scored) == 1
+    alone = [grid.Worker(SETTINGS, "cpu")(cell) for cell in cells]
+    assert len(scored) == 1 + len(cells)
+    assert [cell["mask"] for cell in again] == [cell["mask"] for cell in alone]
+    worker(("das", 0.5, 1)), worker(("das:das_similarity=positive", 0.5, 0)), worker(("tamp", 0.5, 0))
+    assert len(scored) == 3 + len(cells), "other samples and other scores are computed, TAMP's are those of DAS"
 
 
 def test_the_file_holds_what_is_returned_and_magnitude_runs_for_one_seed(made):
