@@ -677,3 +677,12 @@ def test_without_the_libraries_only_reading_and_writing_is_missing(tmp_path, mon
     for call in calls:
         with pytest.raises(UserError, match=r"pip install 'tamp\[media\]'"):
             call()
+
+
+def test_a_video_is_written_the_same_every_time(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
+    written = set()
+    for number in range(8):
+        media.write_video(tmp_path / f"{number}.mp4", frames, 4)
+        written.add((tmp_path / f"{number}.mp4").read_bytes())
+    assert len(written) == 1
