@@ -30,6 +30,51 @@ def processor(shipped):
     return shipped[1]
 
 
+@pytest.fixture(scope="session")
+def tokenizer():
+    """SmolLM2's tokenizer."""
+    import transformers
+
+    from tamp.errors import UserError
+    from tamp.shipped import smollm2
+
+    try:
+        source = smollm2.folder()
+    except UserError as error:
+        pytest.skip(f"SmolLM2 cannot be fetched here: {error}")
+    return transformers.AutoTokenizer.from_pretrained(source)
+
+
+@pytest.fixture
+def small(tokenizer, monkeypatch):
+    """A tiny random language model in SmolLM2's place."""
+    import transformers
+
+    from tamp.shipped import smol, smollm2
+
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+
+    def make(wheel=None):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base = transformers.LlamaForCausalLM(config)
+        return base.eval(), transformers.AutoTokenizer.from_pretrained(smollm2.folder())
+
+    monkeypatch.setattr(smol, "language_model", make)
+    return make()[0]
+
+
 @pytest.fixture(autouse=True)
 def _same_threads():
     """A test that changes the number of threads must not change it for the next one."""

@@ -11,49 +11,13 @@ from safetensors.torch import load_file, save_file
 import tamp
 from tamp import conversations, models
 from tamp.errors import UserError
-from tamp.shipped import adapting, answering, facts, lessons, pictures, prose, smol, smollm2
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """SmolLM2's tokenizer."""
-    try:
-        source = smollm2.folder()
-    except UserError as error:
-        pytest.skip(f"SmolLM2 cannot be fetched here: {error}")
-    return transformers.AutoTokenizer.from_pretrained(source)
+from tamp.shipped import adapting, answering, facts, lessons, low_rank, pictures, prose, smol
 
 
 @pytest.fixture(scope="module")
 def smolvl(tokenizer):
     """The model and its processor; made in the cache if it is not there."""
     return tamp.load(smol.NAME, device="cpu")
-
-
-@pytest.fixture
-def small(tokenizer, monkeypatch):
-    """A tiny random language model in SmolLM2's place."""
-    config = transformers.LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-
-    def make(wheel=None):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            base = transformers.LlamaForCausalLM(config)
-        return base.eval(), transformers.AutoTokenizer.from_pretrained(smollm2.folder())
-
-    monkeypatch.setattr(smol, "language_model", make)
-    return make()[0]
 
 
 def test_it_is_a_llava_next_over_the_language_model_with_tied_embeddings(smolvl, tokenizer):
@@ -92,14 +56,14 @@ def test_chats_without_pictures_read_as_before(smolvl, tokenizer):
 
 def test_merging_adds_the_updates_and_puts_the_rest_in_place(small):
     model = smol.assemble(small)
-    smol.add_low_rank(model, rank=2)
+    low_rank.add_low_rank(model, rank=2)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".up"):
                 parameter.normal_(std=0.1)
     merged = smol.assemble(small, seed=9)
-    smol.merge(merged, smol.adapter(model))
+    low_rank.merge(merged, low_rank.adapter(model))
     ids = torch.randint(20, 1000, (1, 12))
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
@@ -109,20 +73,20 @@ def test_merging_adds_the_updates_and_puts_the_rest_in_place(small):
 
 def test_weights_that_do_not_fit_are_refused(small):
     model = smol.assemble(small)
-    smol.add_low_rank(model, rank=2)
-    whole = smol.adapter(model)
+    low_rank.add_low_rank(model, rank=2)
+    whole = low_rank.adapter(model)
     for broken in ({**whole, "model.other": torch.zeros(1)}, {k: v for k, v in whole.items() if "newline" not in k}):
         with pytest.raises(UserError, match="does not fit"):
-            smol.merge(smol.assemble(small), broken)
+            low_rank.merge(smol.assemble(small), broken)
 
 
 def test_the_update_has_the_gradients_of_its_formula():
     torch.manual_seed(0)
     linear = torch.nn.Linear(6, 5, bias=False).double().requires_grad_(False)
-    update = smol.LowRank(linear, 3).double()
+    update = low_rank.LowRank(linear, 3).double()
     torch.nn.init.normal_(update.up)
     inputs = torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True)
-    plain = inputs @ linear.weight.T + smol.SCALE * inputs @ update.down.T @ update.up.T
+    plain = inputs @ linear.weight.T + low_rank.SCALE * inputs @ update.down.T @ update.up.T
     torch.testing.assert_close(update(inputs), plain)
     weights = torch.randn_like(plain)
     leaves = (inputs, update.down, update.up)
@@ -187,7 +151,7 @@ def test_training_goes_on_where_it_was_killed(small, tmp_path):
         stops += 1
         assert stops < 20
     assert stops > 1
-    whole, pieces = (load_file(tmp_path / name / smol.ADAPTER) for name in ("whole", "pieces"))
+    whole, pieces = (load_file(tmp_path / name / low_rank.ADAPTER) for name in ("whole", "pieces"))
     assert whole.keys() == pieces.keys() and all(torch.equal(whole[name], pieces[name]) for name in whole)
     assert any(tensor.any() for name, tensor in whole.items() if name.endswith(".up"))
 
@@ -212,9 +176,9 @@ def test_the_cache_is_keyed_by_the_shipped_weights(small, tmp_path, monkeypatch)
     data = tmp_path / "data"
     (data / smol.NAME).mkdir(parents=True)
     model = smol.assemble(small)
-    smol.add_low_rank(model)
-    save_file(smol.adapter(model), data / smol.NAME / smol.ADAPTER)
-    monkeypatch.setattr(smol, "data_folder", lambda: data)
+    low_rank.add_low_rank(model, smol.RANK)
+    save_file(low_rank.adapter(model), data / smol.NAME / low_rank.ADAPTER)
+    monkeypatch.setattr(low_rank, "data_folder", lambda: data)
     monkeypatch.setattr(smol, "language_model", smol.language_model)
     tokens = smol.language_model()  # before the cache moves
     monkeypatch.setattr(smol, "language_model", lambda wheel=None: tokens)
@@ -222,12 +186,12 @@ def test_the_cache_is_keyed_by_the_shipped_weights(small, tmp_path, monkeypatch)
     first = smol.folder()
     made = (first / "model.safetensors").stat().st_mtime_ns
     assert smol.folder() == first and (first / "model.safetensors").stat().st_mtime_ns == made
-    changed = smol.adapter(model)
+    changed = low_rank.adapter(model)
     changed["model.image_newline"] = changed["model.image_newline"] + 1
-    save_file(changed, data / smol.NAME / smol.ADAPTER)
+    save_file(changed, data / smol.NAME / low_rank.ADAPTER)
     assert smol.folder() != first
     assert sorted(Path(tmp_path / "cache").iterdir()) == sorted([first, smol.folder()])
-    (data / smol.NAME / smol.ADAPTER).unlink()
+    (data / smol.NAME / low_rank.ADAPTER).unlink()
     with pytest.raises(UserError, match="is missing"):
         smol.folder()
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import LlavaNextForConditionalGeneration
+from transformers import PreTrainedModel
 
 from tamp import evaluation
-from tamp.shipped import facts, prose, smol
+from tamp.shipped import facts, low_rank, prose, smol
 from tamp.shipped.answering import patch_features
 from tamp.shipped.building import make_vocabulary
 from tamp.shipped.drawing import COLOURS, PATCH, SHAPES
@@ -39,7 +39,90 @@ PROSE_WINDOW = 96
 
 
 @dataclasses.dataclass(frozen=True)
-class SmolRecipe(Recipe):
+class AdaptingRecipe(Recipe):
+    """Constants of the training of a model over a pretrained language model.
+
+    Attributes:
+        projector_rate: Learning rate of the projectors beside the updates, as a share of theirs.
+        prose: Windows of prose in a step.
+        prose_weight: Weight of the divergence from the untouched model on prose.
+        facts: Questions about facts in a step.
+    """
+
+    weight_decay: float = 0.0
+    projector_rate: float = 0.3
+    prose: int = 1
+    prose_weight: float = 1.0
+    facts: int = 5
+    warm_up: int = 20
+    save_every: int = 20
+
+
+class AdaptingTrainer(Trainer):
+    """A model in training over a frozen language model: what is around it, and low-rank updates of it."""
+
+    KIT = smol
+    """Module that assembles the model and builds its processor."""
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return what training changes."""
+        return low_rank.adapter(self.model) | self.model.patch_reader.state_dict(prefix="patch_reader.")
+
+    def _keep_prose(self, random: np.random.Generator) -> None:
+        """Hold the updated model to the untouched one on prose: add the gradient of their divergence."""
+        windows = []
+        while len(windows) < self.recipe.prose:
+            read = prose.docstrings()
+            ids = self._ids(read[random.integers(len(read))])["input_ids"]
+            if len(ids) >= PROSE_WINDOW:
+                place = random.integers(len(ids) - PROSE_WINDOW + 1)
+                windows.append(ids[place : place + PROSE_WINDOW])
+        ids = torch.tensor(windows)
+        with torch.no_grad():
+            self._switch(False)
+            untouched = self.worker(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            self._switch(True)
+        adapted = self.worker(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        divergence = functional.kl_div(adapted, untouched, log_target=True, reduction="sum") / ids.numel()
+        (self.recipe.prose_weight * divergence).backward()
+
+    def _switch(self, on: bool) -> None:
+        for module in self.worker.modules():
+            if isinstance(module, low_rank.LowRank):
+                module.on = on
+
+    def ship(self, folder: str) -> None:
+        """Write what comes with the package: tower, projector and updates, in bfloat16."""
+        save_file(
+            {name: tensor.bfloat16() for name, tensor in low_rank.adapter(self.model).items()},
+            Path(folder, low_rank.ADAPTER),
+        )
+
+    def remarks(self, model: PreTrainedModel) -> dict:
+        """Measure what the updates did to text: perplexity and choices among facts, before and after."""
+        untouched, tokenizer = smol.language_model()
+        measured: dict[str, dict] = {"documentation": {}, "licence": {}, "facts": {}}
+        for name, some, reader in (
+            ("untouched", untouched, tokenizer),
+            ("shipped", model, self.KIT.build_processor(smol.language_model()[1])),
+        ):
+            some.eval()
+            for text in ("documentation", "licence"):
+                found = evaluation.perplexity(some, reader, prose.texts()[text], 256, limit=16, progress=False)
+                measured[text][name] = round(found, 2)
+            scored = evaluation.answers(some, reader, "facts", 200, progress=False)
+            measured["facts"][name] = round(scored["choice_correct"].mean(), 4)
+        return {"text": measured}
+
+    def as_shipped(self, folder: str) -> PreTrainedModel:
+        """Merge what `ship` wrote with the untouched language model, in float32."""
+        model = self.KIT.assemble(smol.language_model()[0])
+        low_rank.merge(model, load_file(Path(folder, low_rank.ADAPTER)))
+        return model.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class SmolRecipe(AdaptingRecipe):
     """Constants of the training of smol-llava-next, beside or instead of those of the small model.
 
     Attributes:
@@ -47,15 +130,11 @@ class SmolRecipe(Recipe):
         refinement_steps, refinement_rate: Length and largest learning rate of the second round.
         counting_steps, counting_rate: The same of the third round.
         vision_tiles: Tiles in a step of the first two stages.
-        projector_rate: Learning rate of the projector beside the updates, as a share of theirs.
         cells: (share of the language stage, cells of all single pictures of a step from there on, about), in order; the
             second round counts as share 1, the third as 2.
         pairs: The same of the pairs of pictures in a step.
         harder: Share of the language stage from which on single pictures get `HARDER` lessons.
         small: Share of the language stage with small pictures only.
-        prose: Windows of prose in a step.
-        prose_weight: Weight of the divergence from the untouched model on prose.
-        facts: Questions about facts in a step.
     """
 
     vision_steps: int = 800
@@ -67,23 +146,16 @@ class SmolRecipe(Recipe):
     counting_steps: int = 48
     counting_rate: float = 4e-4
     vision_tiles: int = 72
-    weight_decay: float = 0.0
-    projector_rate: float = 0.3
     cells: tuple[tuple[float, int], ...] = ((0.0, 96), (1 / 3, 64), (2.0, 96))
     pairs: tuple[tuple[float, int], ...] = ((0.0, 1), (1 / 3, 2), (2.0, 1))
     harder: float = 0.475
     small: float = 0.25
-    prose: int = 1
-    prose_weight: float = 1.0
-    facts: int = 5
     growth: tuple[tuple[float, int], ...] = ((0.0, 3), (0.1, 4), (0.2, 6))
-    warm_up: int = 20
     held_out: int = 200
     check_every: int = 60
-    save_every: int = 20
 
 
-class SmolTrainer(Trainer):
+class SmolTrainer(AdaptingTrainer):
     """smol-llava-next in training: tower, projector and low-rank updates, in float32."""
 
     STAGES = (*Trainer.STAGES, "refinement", "counting")
@@ -98,7 +170,7 @@ class SmolTrainer(Trainer):
         model = smol.assemble(base, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 2)
-            smol.add_low_rank(model)
+            low_rank.add_low_rank(model, smol.RANK)
         processor = smol.build_processor(tokenizer)
         self._ids = functools.partial(tokenizer, add_special_tokens=False)
         head = processor.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
@@ -142,10 +214,6 @@ class SmolTrainer(Trainer):
 
     def _horizon(self) -> int:
         return self.recipe.language_horizon if self.STAGES[self.stage] == "language" else self._steps()
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Return what training changes."""
-        return smol.adapter(self.model) | self.model.patch_reader.state_dict(prefix="patch_reader.")
 
     def _labelled_pictures(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         rows, columns = SINGLE_SIZES[random.integers(len(SINGLE_SIZES))]
@@ -213,21 +281,7 @@ class SmolTrainer(Trainer):
 
     def _language_loss(self, random: np.random.Generator, progress: float) -> float:
         value = super()._language_loss(random, progress)
-        windows = []
-        while len(windows) < self.recipe.prose:
-            read = prose.docstrings()
-            ids = self._ids(read[random.integers(len(read))])["input_ids"]
-            if len(ids) >= PROSE_WINDOW:
-                place = random.integers(len(ids) - PROSE_WINDOW + 1)
-                windows.append(ids[place : place + PROSE_WINDOW])
-        ids = torch.tensor(windows)
-        with torch.no_grad():
-            self._switch(False)
-            untouched = self.worker(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-            self._switch(True)
-        adapted = self.worker(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-        divergence = functional.kl_div(adapted, untouched, log_target=True, reduction="sum") / ids.numel()
-        (self.recipe.prose_weight * divergence).backward()
+        self._keep_prose(random)
         return value
 
     def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
@@ -235,39 +289,6 @@ class SmolTrainer(Trainer):
 
     def _counting_loss(self, random: np.random.Generator, progress: float) -> float:
         return self._language_loss(random, 2.0)
-
-    def _switch(self, on: bool) -> None:
-        for module in self.worker.modules():
-            if isinstance(module, smol.LowRank):
-                module.on = on
-
-    def ship(self, folder: str) -> None:
-        """Write what comes with the package: tower, projector and updates, in bfloat16."""
-        save_file(
-            {name: tensor.bfloat16() for name, tensor in smol.adapter(self.model).items()}, Path(folder, smol.ADAPTER)
-        )
-
-    def remarks(self, model: LlavaNextForConditionalGeneration) -> dict:
-        """Measure what the updates did to text: perplexity and choices among facts, before and after."""
-        untouched, tokenizer = smol.language_model()
-        measured: dict[str, dict] = {"documentation": {}, "licence": {}, "facts": {}}
-        for name, some, reader in (
-            ("untouched", untouched, tokenizer),
-            ("shipped", model, smol.build_processor(tokenizer)),
-        ):
-            some.eval()
-            for text in ("documentation", "licence"):
-                found = evaluation.perplexity(some, reader, prose.texts()[text], 256, limit=16, progress=False)
-                measured[text][name] = round(found, 2)
-            scored = evaluation.answers(some, reader, "facts", 200, progress=False)
-            measured["facts"][name] = round(scored["choice_correct"].mean(), 4)
-        return {"text": measured}
-
-    def as_shipped(self, folder: str) -> LlavaNextForConditionalGeneration:
-        """Merge what `ship` wrote with the untouched language model, in float32."""
-        model = smol.assemble(smol.language_model()[0])
-        smol.merge(model, load_file(Path(folder, smol.ADAPTER)))
-        return model.eval()
 
 
 def main(arguments: list[str] | None = None) -> int:

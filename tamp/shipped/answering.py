@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import torch
-from transformers import LlavaNextForConditionalGeneration
+from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
 
-from tamp.shipped.lessons import Lesson, Packed, Writing, pack
+from tamp.shipped.lessons import Lesson, Packed, Rows, Writing, pack
 from tamp.shipped.pictures import TASKS, Question
 
 
@@ -41,25 +41,31 @@ def patch_features(model: LlavaNextForConditionalGeneration, tiles: torch.Tensor
 
 
 def answer_logits(model: LlavaNextForConditionalGeneration, batch: Packed) -> torch.Tensor:
-    """Compute the logits at the positions whose next token belongs to an answer.
-
-    Args:
-        model: The model.
-        batch: Packed lessons.
-
-    Returns:
-        Float32 `(answer tokens, vocabulary)`, in the order of `batch.targets[batch.targets >= 0]`.
-    """
+    """Compute the logits of the answers in packed lessons; see :func:`read_answers`."""
     embedded = model.get_input_embeddings()(batch.token_ids)
     if len(batch.tiles):
         visual = visual_tokens(model, batch.tiles, batch.split).to(embedded.dtype)
         embedded = embedded.masked_scatter(batch.pictured[..., None], visual)
-    mask = torch.zeros(batch.visible.shape, dtype=embedded.dtype)
-    mask.masked_fill_(~batch.visible, torch.finfo(embedded.dtype).min)
+    return read_answers(model, batch, embedded)
+
+
+def read_answers(model: PreTrainedModel, rows: Rows, embedded: torch.Tensor) -> torch.Tensor:
+    """Compute the logits at the positions whose next token belongs to an answer.
+
+    Args:
+        model: The model, whatever is around its language model.
+        rows: The questions.
+        embedded: What the decoder reads, `(rows, length, hidden)`.
+
+    Returns:
+        Float32 `(answer tokens, vocabulary)`, in the order of `rows.targets[rows.targets >= 0]`.
+    """
+    mask = torch.zeros(rows.visible.shape, dtype=embedded.dtype)
+    mask.masked_fill_(~rows.visible, torch.finfo(embedded.dtype).min)
     states = model.model.language_model(
-        inputs_embeds=embedded, attention_mask=mask[:, None], position_ids=batch.position_ids, use_cache=False
+        inputs_embeds=embedded, attention_mask=mask[:, None], position_ids=rows.position_ids, use_cache=False
     ).last_hidden_state
-    return model.lm_head(states[batch.targets >= 0]).float()
+    return model.lm_head(states[rows.targets >= 0]).float()
 
 
 def as_lesson(asked: list[Question]) -> Lesson:

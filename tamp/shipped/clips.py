@@ -147,22 +147,37 @@ def make_sound(random: np.random.Generator) -> Sound:
     return Sound(KINDS[random.integers(len(KINDS))], list(PITCHES)[random.integers(len(PITCHES))], tuple(onsets))
 
 
+def actors(clip: Clip) -> tuple[Actor, ...]:
+    """List everything that is seen, in the order in which it is painted."""
+    return (*clip.movers, clip.lamp, *clip.crowd)
+
+
+def _corners(clip: Clip, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Place every actor: its upper left corner in every frame, int (8, 2), rows and columns in pixels."""
+    room = _CELL - 2 - _SIZE  # a pixel is left free on either side of a cell
+    for actor in actors(clip):
+        place = 1 + random.integers(0, room + 1, 2)  # row and column in the cell
+        slack = random.integers(0, room - _STEP * _STEPS + 1)
+        step = np.array(WAYS[actor.way] if actor.way else (0, 0))
+        place = np.where(step > 0, 1 + slack, np.where(step < 0, 1 + room - slack, place))
+        moved = np.clip(np.arange(FRAMES) - actor.start + 1, 0, _STEPS)
+        yield place + (_CELL * actor.row, _CELL * actor.column) + _STEP * step * moved[:, None]
+
+
+def centres(clip: Clip) -> list[np.ndarray]:
+    """Tell where every actor of :func:`actors` is: float (8, 2) each, rows and columns of its centre in every frame."""
+    return [corners + (_SIZE - 1) / 2 for corners in _corners(clip, np.random.default_rng((clip.seed, 2)))]
+
+
 def paint(clip: Clip) -> np.ndarray:
     """Paint the frames of a clip, uint8 RGB `(8, 64, 64, 3)`."""
     random = np.random.default_rng((clip.seed, 0))
     frames = np.empty((FRAMES, SIDE, SIDE, 3), dtype=np.float32)
     frames[:] = random.integers(30, 100) + random.integers(-8, 9, 3)
-    room = _CELL - 2 - _SIZE  # a pixel is left free on either side of a cell
-    for actor in (*clip.movers, clip.lamp, *clip.crowd):
-        place = 1 + random.integers(0, room + 1, 2)  # row and column in the cell
-        slack = random.integers(0, room - _STEP * _STEPS + 1)
-        step = np.array(WAYS[actor.way] if actor.way else (0, 0))
-        place = np.where(step > 0, 1 + slack, np.where(step < 0, 1 + room - slack, place))
-        place += (_CELL * actor.row, _CELL * actor.column)
+    for actor, corners in zip(actors(clip), _corners(clip, np.random.default_rng((clip.seed, 2))), strict=True):
         mask = shape_mask(actor.shape, _SIZE)[..., None]
         colour = np.add(COLOURS[actor.colour], random.integers(-14, 15, 3), dtype=np.float32)
-        for number, frame in enumerate(frames):
-            top, left = place + _STEP * step * np.clip(number - actor.start + 1, 0, _STEPS)
+        for number, (frame, (top, left)) in enumerate(zip(frames, corners, strict=True)):
             patch = frame[top : top + _SIZE, left : left + _SIZE]
             patch += mask * ((_WHITE if number == actor.flash else colour) - patch)
     frames += random.integers(-4, 5, (FRAMES, SIDE, SIDE, 1))

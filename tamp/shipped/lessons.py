@@ -149,39 +149,71 @@ class Writing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Packed:
-    """Lessons as one batch; a row holds a picture prefix once, then all its questions side by side.
+class Rows:
+    """Questions as one batch; a row holds a prefix once, then all its questions side by side.
+
+    Attributes:
+        token_ids: Int64 `(rows, length)`.
+        position_ids: Int64 `(rows, length)`; every question starts right after the prefix.
+        targets: Int64 `(rows, length)`: the next token where it belongs to an answer, else -100.
+        exchange: Int64 `(rows, length)`: 0 in the prefix, 1, 2, ... in the questions, -1 in the padding.
+        visible: Bool `(rows, length, length)`; a question sees the prefix and itself.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    targets: torch.Tensor
+    exchange: torch.Tensor
+    visible: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed(Rows):
+    """Lessons as one batch; the prefix is the start and the image placeholders.
 
     Attributes:
         tiles: Float `(lessons * pictures, 1 + tiles, 3, tile, tile)`.
         split: Rows and columns of tiles of a picture.
         pictured: Bool `(lessons, length)`: the places of visual tokens.
-        token_ids: Int64 `(lessons, length)`; the prefix is the start and the image placeholders.
-        position_ids: Int64 `(lessons, length)`; every question starts right after the prefix.
-        visible: Bool `(lessons, length, length)`; a question sees the prefix and itself.
-        targets: Int64 `(lessons, length)`: the next token where it belongs to an answer, else -100.
-        exchange: Int64 `(lessons, length)`: 0 in the prefix, 1, 2, ... in the questions, -1 in the padding.
     """
 
     tiles: torch.Tensor
     split: tuple[int, int]
     pictured: torch.Tensor
-    token_ids: torch.Tensor
-    position_ids: torch.Tensor
-    visible: torch.Tensor
-    targets: torch.Tensor
-    exchange: torch.Tensor
 
 
-def pack(lessons: Sequence[Lesson], writing: Writing) -> Packed:
-    """Pack lessons with the same number of pictures of the same size.
+def pack_rows(prefix: Sequence[int], rows: Sequence[Sequence[tuple[str, str]]], writing: Writing) -> Rows:
+    """Pack questions and answers behind a common prefix.
 
     Args:
-        lessons: The lessons.
+        prefix: Token ids that every row begins with.
+        rows: The (question, answer) exchanges of every row.
         writing: How the model reads them.
 
     Returns:
         The batch. Under its mask every question is computed exactly as in a sequence of its own.
+    """
+    table = []
+    for exchanges in rows:
+        row = [(token, place, -100, 0) for place, token in enumerate(prefix)]
+        for number, (text, answer) in enumerate(exchanges, start=1):
+            prompt, reply = writing.exchange(text, answer)
+            inputs = prompt + reply[:-1]
+            targets = [-100] * (len(prompt) - 1) + reply
+            places = range(len(prefix), len(prefix) + len(inputs))
+            row += [(*columns, number) for columns in zip(inputs, places, targets, strict=True)]
+        table.append(row)
+    length = max(len(row) for row in table)
+    padding = (writing.pad, 0, -100, -1)
+    padded = torch.tensor([row + [padding] * (length - len(row)) for row in table])
+    token_ids, position_ids, targets, exchange = padded.unbind(-1)
+    reachable = (exchange[:, None, :] == 0) | (exchange[:, None, :] == exchange[:, :, None])
+    visible = reachable & torch.ones(length, length, dtype=torch.bool).tril()
+    return Rows(token_ids, position_ids, targets, exchange, visible)
+
+
+def pack(lessons: Sequence[Lesson], writing: Writing) -> Packed:
+    """Pack lessons with the same number of pictures of the same size; see :func:`pack_rows`.
 
     Raises:
         ValueError: The lessons differ in the number or the size of their pictures.
@@ -191,25 +223,11 @@ def pack(lessons: Sequence[Lesson], writing: Writing) -> Packed:
         raise ValueError("lessons with different pictures cannot be packed together")
     pictures, height, width, _ = shape
     picture = [writing.image] * visual_count(height, width, writing.tile) + [*writing.after]
-    prefix = [*writing.start] + picture * pictures
-    rows = []
-    for lesson in lessons:
-        row = [(token, place, -100, 0) for place, token in enumerate(prefix)]
-        for number, (text, answer) in enumerate(lesson.exchanges, start=1):
-            prompt, reply = writing.exchange(text, answer)
-            inputs = prompt + reply[:-1]
-            targets = [-100] * (len(prompt) - 1) + reply
-            places = range(len(prefix), len(prefix) + len(inputs))
-            row += [(*columns, number) for columns in zip(inputs, places, targets, strict=True)]
-        rows.append(row)
-    length = max(len(row) for row in rows)
-    padding = (writing.pad, 0, -100, -1)
-    table = torch.tensor([row + [padding] * (length - len(row)) for row in rows])
-    token_ids, position_ids, targets, exchange = table.unbind(-1)
-    reachable = (exchange[:, None, :] == 0) | (exchange[:, None, :] == exchange[:, :, None])
-    visible = reachable & torch.ones(length, length, dtype=torch.bool).tril()
+    rows = pack_rows([*writing.start] + picture * pictures, [lesson.exchanges for lesson in lessons], writing)
     pixels = np.concatenate([lesson.pixels for lesson in lessons])
-    split = (height // writing.tile, width // writing.tile)
-    pictured = token_ids == writing.image
-    cut = tiles(pixels, writing.tile) if pictures else torch.zeros(0)
-    return Packed(cut, split, pictured, token_ids, position_ids, visible, targets, exchange)
+    return Packed(
+        **vars(rows),
+        tiles=tiles(pixels, writing.tile) if pictures else torch.zeros(0),
+        split=(height // writing.tile, width // writing.tile),
+        pictured=rows.token_ids == writing.image,
+    )

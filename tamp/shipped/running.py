@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import LlavaNextForConditionalGeneration
+from transformers import PreTrainedModel
 
-from tamp.shipped.answering import accuracy
-from tamp.shipped.pictures import questions
 from tamp.shipped.training import Recipe, Trainer
 
 log = logging.getLogger(__name__)
@@ -91,8 +89,8 @@ def export(trainer: Trainer, out: Path, *, final: int = 0) -> None:
             os.replace(file, out / file.name)
 
 
-def held_out(trainer: Trainer, model: LlavaNextForConditionalGeneration, n: int) -> dict:
-    """Measure the final table on pictures no stage has seen.
+def held_out(trainer: Trainer, model: PreTrainedModel, n: int) -> dict:
+    """Measure the final table on pictures or clips that no stage has seen.
 
     Args:
         trainer: Its trainer.
@@ -102,9 +100,9 @@ def held_out(trainer: Trainer, model: LlavaNextForConditionalGeneration, n: int)
     Returns:
         Stream, seed, mean over tasks, and per task the count, the accuracy and the chance.
     """
-    asked = questions(n, seed=FINAL_SEED, name=trainer.SET)
+    asked = trainer.asked(n, FINAL_SEED, "evaluation")
     chance = {question.task: 1 / len(question.choices) for question in asked}
-    tally = accuracy(model, asked, trainer.writing)
+    tally = trainer.tally(model, asked)
     tasks = {
         task: {"n": count, "accuracy": round(right / count, 4), "chance": round(chance[task], 4)}
         for task, (right, count) in tally.items()

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import LlavaNextForConditionalGeneration
+from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
 
 from tamp.shipped.answering import accuracy, answer_logits, patch_features
 from tamp.shipped.building import TILE, build_model, build_processor, make_vocabulary
 from tamp.shipped.lessons import LABELS, Lesson, Writing, labelled_pictures, pack, pair_lesson, single_lesson
-from tamp.shipped.pictures import questions
+from tamp.shipped.pictures import Question, questions
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ class Trainer:
         self.model, self.writing, self.labels = self._build()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            width = self.model.config.vision_config.hidden_size
-            self.model.patch_reader = torch.nn.Linear(width, LABELS * len(self.labels))
+            self.model.patch_reader = self._reader()
         self.worker = _lower(self.model) if half else self.model
         self.stage, self.step, self.seconds = 0, 0, 0.0
         self.curve: list[dict] = []
@@ -111,6 +110,10 @@ class Trainer:
 
         writing = Writing((vocabulary["<bos>"],), (), vocabulary["<image>"], vocabulary["<pad>"], TILE, exchange)
         return build_model(self.seed), writing, vocabulary
+
+    def _reader(self) -> torch.nn.Module:
+        """Make what reads labels off the tower's patches in the first stage."""
+        return torch.nn.Linear(self.model.config.vision_config.hidden_size, LABELS * len(self.labels))
 
     def _share(self, name: str) -> float | None:
         """Tell a parameter's share of the present stage's learning rate, None if the stage leaves it alone."""
@@ -201,12 +204,19 @@ class Trainer:
         entry["loss"] = round(sum(self._recent) / len(self._recent), 4)
         self._recent = []
         if name in self.CHECKED:
-            asked = questions(self.recipe.held_out, seed=0, stream="validation", name=self.SET)
-            tally = accuracy(self.worker, asked, self.writing)
+            tally = self.tally(self.worker, self.asked(self.recipe.held_out, 0, "validation"))
             entry["accuracy"] = {task: round(right / count, 3) for task, (right, count) in tally.items()}
             entry["mean"] = round(sum(entry["accuracy"].values()) / len(tally), 4)
         self.curve.append(entry)
         log.info("%s", entry)
+
+    def asked(self, n: int, seed: int, stream: str) -> list[Question]:
+        """Make questions of the model's own set."""
+        return questions(n, seed=seed, stream=stream, name=self.SET)
+
+    def tally(self, model: PreTrainedModel, asked: list[Question]) -> dict[str, tuple[int, int]]:
+        """Count per task the questions that a model answers exactly, and all."""
+        return accuracy(model, asked, self.writing)
 
     def _labelled_pictures(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         return labelled_pictures(random, self.recipe.vision_pictures, self.labels, self.writing.tile)

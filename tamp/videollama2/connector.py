@@ -98,9 +98,13 @@ class STCConnector(nn.Module):
         Returns:
             (B, tokens, outputs), ordered by time, height, width.
         """
+        return self.readout(self.features(patches))
+
+    def features(self, patches: Tensor) -> Tensor:
+        """Run everything before the readout, (B, frames, H * W, inputs) to (B, tokens, outputs)."""
         videos, side = len(patches), math.isqrt(patches.shape[2])
         maps = patches.flatten(0, 1).mT.unflatten(-1, (side, side))  # (B * frames, inputs, H, W)
         maps = self.s1(maps).unflatten(0, (videos, -1))  # (B, frames, outputs, H, W)
         maps = self.sampler(maps.transpose(1, 2)).transpose(1, 2)  # (B, frames / 2, outputs, H / 2, W / 2)
         maps = self.s2(maps.flatten(0, 1)).unflatten(0, (videos, -1))
-        return self.readout(maps.permute(0, 1, 3, 4, 2).flatten(1, 3))
+        return maps.permute(0, 1, 3, 4, 2).flatten(1, 3)

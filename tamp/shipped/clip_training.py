@@ -1,0 +1,263 @@
+"""The training of smol-videollama2: `python -m tamp.shipped.clip_training --out data/smol-videollama2`.
+
+The towers and the connector learn to name what moves, flashes and sounds; their readouts then learn to say it in the
+language model's own word embeddings; low-rank updates teach it to answer. Some clips of every step have been through
+a video file, with what compression does to picture and sound. Prose and short facts are mixed in, see
+:mod:`tamp.shipped.adapting`.
+"""
+
+import dataclasses
+import functools
+import tempfile
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from tamp import evaluation
+from tamp.shipped import clips, facts, low_rank, smol, smol_av
+from tamp.shipped.adapting import AdaptingRecipe, AdaptingTrainer
+from tamp.shipped.answering import read_answers
+from tamp.shipped.clips import Clip
+from tamp.shipped.drawing import COLOURS, PATCH, SHAPES
+from tamp.shipped.lessons import Writing, pack_rows
+from tamp.shipped.pictures import Question
+from tamp.shipped.running import command
+from tamp.videollama2 import VideoLlama2ForConditionalGeneration, media
+from tamp.videollama2.processing import MEL_PATCHES
+from tamp.videollama2.processing import PATCH as FRAMES_PER_TOKEN
+
+SPAN, CELL = 2, 2 * PATCH  # frames and pixels that one video token stands for
+SEEN = (tuple(COLOURS), SHAPES, tuple(clips.WAYS), ("flash",))
+"""What is said of the object in a video token: colour, shape, the way it moves, whether it flashes; each may be missing."""
+
+HALVES = ("one", "two", "three", "four")
+COUNTED = tuple(map(str, range(1, clips.MOST_SOUNDS + 1)))
+HEARD = (clips.KINDS, tuple(clips.PITCHES), COUNTED, HALVES)
+"""What is said where a sound begins, from the lowest audio tokens up: kind, pitch, its number, the half second."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRecipe(AdaptingRecipe):
+    """Constants of the training of smol-videollama2.
+
+    Attributes:
+        towers_steps, towers_rate: Length and largest learning rate of the first stage.
+        tower_clips: Clips in a step of the first two stages.
+        clips: Clips in a step of the last stage, with a question of every task.
+        through_files: Of these, how many go through a video file.
+    """
+
+    towers_steps: int = 500
+    towers_rate: float = 2e-3
+    alignment_steps: int = 120
+    language_steps: int = 320
+    tower_clips: int = 24
+    clips: int = 8
+    through_files: int = 2
+    held_out: int = 200
+    check_every: int = 50
+
+
+def sensed(made: list[Clip], through_files: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn clips into what the towers take, as the processor does.
+
+    Args:
+        made: Clips.
+        through_files: How many, from the first on, are written to a video file and read again.
+
+    Returns:
+        Frames in [-1, 1], float32 `(clips, frames, 3, side, side)`, and filter banks, float32 `(clips, mel frames, 128)`.
+    """
+    frames, waves = [clips.paint(clip) for clip in made], [clips.play(clip) for clip in made]
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, clip in enumerate(made[:through_files]):
+            path = clips.write(clip, scratch)
+            frames[number], waves[number] = media.read_video(path, clips.FRAMES), media.read_audio(path)
+    pixels = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3) / 127.5 - 1
+    count = round(media.RATE * clips.FRAMES / clips.FPS)
+    return pixels, torch.stack([media.fbank(wave[:count]) for wave in waves])
+
+
+def video_labels(clip: Clip) -> np.ndarray:
+    """Say what every video token shows: int64 `(tokens, kinds of SEEN)`, 0 for nothing, else 1 plus the place in `SEEN`."""
+    side = clips.SIDE // CELL
+    labels = np.zeros((clips.FRAMES // SPAN, side, side, len(SEEN)), dtype=np.int64)
+    for actor, centres in zip(clips.actors(clip), clips.centres(clip), strict=True):
+        for time in range(len(labels)):
+            shown = slice(SPAN * time, SPAN * (time + 1))
+            row, column = (centres[shown].mean(0) // CELL).astype(int)
+            moves = actor.way is not None and (centres[shown] != centres[shown][0]).any()
+            flashes = actor.flash is not None and actor.flash // SPAN == time
+            said = (actor.colour, actor.shape, actor.way if moves else None, "flash" if flashes else None)
+            labels[time, row, column] = [
+                0 if word is None else 1 + words.index(word) for word, words in zip(said, SEEN, strict=True)
+            ]
+    return labels.reshape(-1, len(SEEN))
+
+
+def audio_labels(clip: Clip, tokens: int) -> np.ndarray:
+    """Say what every audio token hears: int64 `(tokens,)`, 0 for nothing, else 1 plus the place in the words of `HEARD`."""
+    words = [word for some in HEARD for word in some]
+    labels = np.zeros((tokens // MEL_PATCHES, MEL_PATCHES), dtype=np.int64)
+    for number, onset in enumerate(clip.sound.onsets):
+        time = int(onset / (FRAMES_PER_TOKEN * media.HOP / media.RATE))
+        said = (clip.sound.kind, clip.sound.pitch, COUNTED[number], HALVES[int(2 * onset)])
+        labels[time, : len(said)] = [1 + words.index(word) for word in said]
+    return labels.reshape(-1)
+
+
+def answer_logits(model, pixels: torch.Tensor, banks: torch.Tensor, rows) -> torch.Tensor:
+    """Compute the logits of the answers to packed questions about clips; see :func:`tamp.shipped.answering.read_answers`."""
+    embedded, config, dtype = model.get_input_embeddings()(rows.token_ids), model.config, model.dtype
+    for token, found in (
+        (config.video_token_id, model.model.get_video_features(pixels.to(dtype))),
+        (config.audio_token_id, model.model.get_audio_features(banks)),
+    ):
+        embedded = embedded.masked_scatter((rows.token_ids == token)[..., None], found.to(embedded.dtype))
+    return read_answers(model, rows, embedded)
+
+
+class ClipTrainer(AdaptingTrainer):
+    """smol-videollama2 in training: weights in float32, each step computed in bfloat16."""
+
+    STAGES = ("towers", "alignment", "language")
+    KIT = smol_av
+
+    def _build(self) -> tuple[VideoLlama2ForConditionalGeneration, Writing, dict[str, int]]:
+        base, tokenizer = smol.language_model()
+        model = smol_av.assemble(base, self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 2)
+            low_rank.add_low_rank(model, smol_av.RANK)
+        self.processor = smol_av.build_processor(tokenizer)
+        self._ids = functools.partial(tokenizer, add_special_tokens=False)
+        end = tokenizer.eos_token
+
+        def ids(text: str) -> list[int]:
+            return self._ids(text)["input_ids"]
+
+        def exchange(question: str, answer: str) -> tuple[list[int], list[int]]:
+            return ids(f"{question}{end}\n<|im_start|>assistant\n"), ids(answer + end)
+
+        head = self.processor.apply_chat_template([{"role": "user", "content": ""}])
+        self._start, self._after = ids(head[: head.rindex(end)]), ids("\n")
+
+        def embedding(text: str) -> torch.Tensor:
+            """Look a word up as it stands within a text, digits without the space; of a longer one the beginning."""
+            return model.get_input_embeddings().weight[ids(text if text.isdigit() else f" {text}")[0]].detach()
+
+        mean = model.get_input_embeddings().weight.detach().mean(0)
+        self._plain = embedding(".")
+        self._seen = [torch.stack([0 * mean, *(embedding(word) - mean for word in words)]) for words in SEEN]
+        self._seen[0] = torch.stack([self._plain, *map(embedding, SEEN[0])])  # a colour stands for itself
+        self._heard = torch.stack([self._plain, *(embedding(word) for words in HEARD for word in words)])
+        writing = Writing(tuple(self._start), tuple(self._after), self.processor.video_token_id, 2, CELL, exchange)
+        return model, writing, {}
+
+    def _reader(self) -> torch.nn.Module:
+        return torch.nn.ModuleDict(
+            {
+                "video": torch.nn.Linear(self.model.config.text_config.hidden_size, sum(map(len, self._seen))),
+                "audio": torch.nn.Linear(self.model.config.audio_config.hidden_size, len(self._heard)),
+            }
+        )
+
+    def _share(self, name: str) -> float | None:
+        readouts = name.startswith(("model.vision_projector.readout.", "model.audio_projector."))
+        if self.STAGES[self.stage] in self.CHECKED:
+            return 1.0 if name.endswith((".down", ".up")) else self.recipe.projector_rate if readouts else None
+        if self.STAGES[self.stage] == "alignment":
+            return 1.0 if readouts else None
+        return None if readouts or name.startswith(("model.language_model.", "lm_head.")) else 1.0
+
+    def _labelled(self, random: np.random.Generator):
+        """Make clips with what their tokens show and sound like, and run the towers on them."""
+        made = [clips.make_clip(random) for _ in range(self.recipe.tower_clips)]
+        pixels, banks = sensed(made, self.recipe.through_files)
+        model = self.worker.model
+        patches = model._patches(pixels.flatten(0, 1).to(model.dtype)).unflatten(0, pixels.shape[:2])
+        seen, heard = model.vision_projector.features(patches), model.audio_tower(banks).last_hidden_state
+        labels = torch.from_numpy(np.stack([video_labels(clip) for clip in made]))
+        words = torch.from_numpy(np.stack([audio_labels(clip, heard.shape[1]) for clip in made]))
+        return seen, heard, labels, words
+
+    def _towers_loss(self, random: np.random.Generator, progress: float) -> float:
+        seen, heard, labels, words = self._labelled(random)
+        reader = self.worker.patch_reader
+        parts = reader["video"](seen).float().split([len(some) for some in self._seen], dim=-1)
+        # Where there is an object, whether it moves and flashes is as much to be learnt as what it is.
+        there = labels[..., 0]
+        loss = sum(
+            self._balance(functional.cross_entropy(part.mT, labels[..., kind], reduction="none"), there)
+            for kind, part in enumerate(parts)
+        )
+        loss = loss + self._balance(
+            functional.cross_entropy(reader["audio"](heard).float().mT, words, reduction="none"), words
+        )
+        loss.backward()
+        return loss.item()
+
+    def _alignment_loss(self, random: np.random.Generator, progress: float) -> float:
+        with torch.no_grad():
+            seen, heard, labels, words = self._labelled(random)
+        model = self.worker.model
+        target = sum(table[labels[..., kind]] for kind, table in enumerate(self._seen))
+        loss = 0.0
+        for tokens, wanted, there in (
+            (model.vision_projector.readout(seen), target, labels[..., 0]),
+            (model.audio_projector(heard), self._heard[words], words),
+        ):
+            loss = loss + self._balance((tokens.float() - wanted).square().mean(-1), there) / self._heard.var()
+        loss.backward()
+        return loss.item()
+
+    def _language_loss(self, random: np.random.Generator, progress: float) -> float:
+        made = [clips.make_clip(random) for _ in range(self.recipe.clips)]
+        pixels, banks = sensed(made, self.recipe.through_files)
+        config = self.model.config
+        heard = banks.shape[1] // FRAMES_PER_TOKEN * MEL_PATCHES
+        media_ids = [config.video_token_id] * self.processor.visual_tokens + [config.audio_token_id] * heard
+        asked = [[clips.ask(task, clip)[:2] for task in clips.TASKS] for clip in made]
+        rows = pack_rows([*self._start, *media_ids, *self._after], asked, self.writing)
+        known = facts.questions(self.recipe.facts, seed=int(random.integers(2**31)), stream="training")
+        about_facts = pack_rows(self._start, [[(fact.text, fact.answer) for fact in known]], self.writing)
+        total = sum(int((some.targets >= 0).sum()) for some in (rows, about_facts))
+        value = 0.0
+        for some in (rows, about_facts):
+            if some is rows:
+                logits = answer_logits(self.worker, pixels, banks, some)
+            else:
+                logits = read_answers(self.worker, some, self.worker.get_input_embeddings()(some.token_ids))
+            loss = functional.cross_entropy(logits, some.targets[some.targets >= 0], reduction="sum") / total
+            loss.backward()
+            value += loss.item()
+        self._keep_prose(random)
+        return value
+
+    def asked(self, n: int, seed: int, stream: str) -> list[Question]:
+        """Make questions about clips in files."""
+        return clips.questions(n, seed=seed, stream=stream)
+
+    def tally(self, model: VideoLlama2ForConditionalGeneration, asked: list[Question]) -> dict[str, tuple[int, int]]:
+        """Count per task the questions that a model answers exactly, and all: on files, as anyone would evaluate it."""
+        scored = evaluation.answers(model, self.processor, asked, progress=False).groupby("task", sort=False)["correct"]
+        return {task: (int(right.sum()), len(right)) for task, right in scored}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Command line, without the program; the process's own by default.
+
+    Returns:
+        0 when training is over, 3 when time ran out first: give the same command again.
+    """
+    return command(
+        "python -m tamp.shipped.clip_training", f"build/{smol_av.NAME}", ClipRecipe(), ClipTrainer, arguments
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,148 @@
+"""smol-videollama2: how it is put together, what its towers are taught, and how it is trained."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tamp import conversations
+from tamp.shipped import clip_training, clips, low_rank, smol, smol_av
+from tamp.shipped.clips import Actor, Clip, Sound
+from tamp.shipped.lessons import pack_rows
+
+RECIPE = clip_training.ClipRecipe(tower_clips=2, clips=2, through_files=1, held_out=8)
+
+
+@pytest.fixture
+def clip():
+    """A red circle moves right over a token's edge, a blue ring down and flashes; a low tone begins at 0 and at 1.2 s."""
+    still = {"colour": "green", "shape": "cross"}
+    return Clip(
+        movers=(
+            Actor(colour="red", shape="circle", row=0, column=0, way="right", start=1),
+            Actor(colour="blue", shape="ring", row=2, column=2, way="down", start=4, flash=6),
+        ),
+        lamp=Actor(colour="cyan", shape="square", row=0, column=2, flash=4),
+        crowd=tuple(Actor(**still, row=1, column=column) for column in range(3)),
+        sound=Sound("tone", "low", (0.0, 1.2)),
+        seed=3,
+    )
+
+
+def test_over_biases_of_zero_the_language_model_says_what_it_said(small):
+    model = smol_av.assemble(small).eval()
+    ids = torch.randint(20, 1000, (1, 12))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits[..., :49152], small(input_ids=ids).logits)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    processor = smol_av.build_processor(smol.language_model()[1])
+    for kind in ("image", "video", "audio"):
+        assert getattr(processor, f"{kind}_token_id") == getattr(model.config, f"{kind}_token_id") >= 49152
+
+
+def test_what_ships_is_what_was_trained_and_merges_to_the_same_model(small):
+    model = smol_av.assemble(small).eval()
+    low_rank.add_low_rank(model, rank=2)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".up", "q_proj.linear.bias")):
+                parameter.normal_(std=0.1)  # a bias beside an update is added too
+    trained = low_rank.adapter(model)
+    inside = [name for name in trained if name.startswith(low_rank.DECODER)]
+    assert len(inside) == 2 * 2 * 7 and all(name.endswith((".down", ".up")) for name in inside)
+    merged = smol_av.assemble(small, seed=9).eval()
+    low_rank.merge(merged, trained)
+    with torch.no_grad():
+        for block, other in zip(merged.model.language_model.layers, model.model.language_model.layers):
+            block.self_attn.q_proj.bias.copy_(other.self_attn.q_proj.linear.bias)
+        ids = torch.randint(20, 1000, (1, 12))
+        torch.testing.assert_close(merged(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_questions_are_what_the_processor_makes_of_them(small, clip, tmp_path):
+    trainer = clip_training.ClipTrainer(RECIPE, 0)
+    model, processor, config = trainer.model.eval(), trainer.processor, trainer.model.config
+    pixels, banks = clip_training.sensed([clip], through_files=1)
+    prefix = [config.video_token_id] * 64 + [config.audio_token_id] * 96
+    video = (str(clips.write(clip, tmp_path)),)
+    for task in ("direction", "sync"):
+        text, answer, _ = clips.ask(task, clip)
+        rows = pack_rows([*trainer._start, *prefix, *trainer._after], [[(text, answer)]], trainer.writing)
+        whole = conversations.process(processor, conversations.dialogue(text, answer, videos=video))
+        length = rows.token_ids.shape[1]
+        assert whole["input_ids"][0, :length].tolist() == rows.token_ids[0].tolist()
+        assert whole["input_ids"][0, length].item() == processor.tokenizer.eos_token_id
+        torch.testing.assert_close(pixels, whole["pixel_values_videos"])
+        torch.testing.assert_close(banks, whole["input_features"])
+        with torch.no_grad():
+            ours = clip_training.answer_logits(model, pixels, banks, rows)
+            theirs = model(**whole).logits[0, :length][rows.targets[0] >= 0]
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_towers_are_taught_what_is_seen_where_and_when(clip):
+    labels = clip_training.video_labels(clip).reshape(4, 4, 4, 4)  # time, row, column, kinds
+    said = [
+        {tuple(word and words[word - 1] for word, words in zip(token, clip_training.SEEN)) for token in frame}
+        for frame in labels.reshape(4, 16, 4).tolist()
+    ]
+    for time, words in enumerate(said):
+        way, down = "right" if time < 2 else 0, "down" if time == 2 else 0  # within the two frames of a token
+        assert ("red", "circle", way, 0) in words
+        assert ("blue", "ring", down, "flash" if time == 3 else 0) in words
+        assert ("cyan", "square", 0, "flash" if time == 2 else 0) in words
+    frames = clips.paint(clip).astype(int)
+    for centre, colour in ((clips.centres(clip)[0], "red"), (clips.centres(clip)[3], "green")):
+        for frame, (row, column) in zip(frames, centre.astype(int)):
+            nearest = min(clips.COLOURS, key=lambda name: abs(clips.COLOURS[name] - frame[row, column]).sum())
+            assert nearest == colour
+
+
+def test_towers_are_taught_what_is_heard_and_when(clip):
+    words = [word for some in clip_training.HEARD for word in some]
+    labels = clip_training.audio_labels(clip, 96).reshape(12, 8)
+    assert {time: [words[label - 1] for label in row[:4]] for time, row in enumerate(labels) if row.any()} == {
+        0: ["tone", "low", "1", "one"],
+        7: ["tone", "low", "2", "three"],
+    }
+    assert not labels[:, 4:].any()
+
+
+def test_some_clips_go_through_a_file(clip):
+    plain, encoded = (clip_training.sensed([clip], through_files=number) for number in (0, 1))
+    for ours, theirs in zip(plain, encoded):
+        assert ours.shape == theirs.shape and not torch.equal(ours, theirs)
+        assert np.corrcoef(ours.flatten(), theirs.flatten())[0, 1] > 0.9
+
+
+def test_training_goes_on_where_it_was_killed_and_leaves_the_language_model_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("TAMP_CACHE", str(tmp_path / "cache"))
+    steps = [word for stage in clip_training.ClipTrainer.STAGES for word in (f"--{stage}-steps", "2")]
+    often = ("--save-every", "1", "--check-every", "2", "--held-out", "8", "--final", "8")
+    monkeypatch.setattr(clip_training, "ClipRecipe", lambda: RECIPE)
+
+    def train(name, *more):
+        return clip_training.main(
+            ["--out", str(tmp_path / name), "--work", str(tmp_path / f"{name}-work"), *steps, *often, *more]
+        )
+
+    assert train("whole") == 0
+    stops = 0
+    while train("pieces", "--minutes", "0.001"):
+        stops += 1
+        assert stops < 20
+    assert stops > 1
+    whole, pieces = (load_file(tmp_path / name / low_rank.ADAPTER) for name in ("whole", "pieces"))
+    assert whole.keys() == pieces.keys() and all(torch.equal(whole[name], pieces[name]) for name in whole)
+    assert any(tensor.any() for name, tensor in whole.items() if name.endswith(".up"))
+    fresh = low_rank.adapter(clip_training.ClipTrainer(RECIPE, 0).model)
+    for part in (
+        "vision_tower",
+        "vision_projector.sampler",
+        "vision_projector.readout",
+        "audio_tower",
+        "audio_projector",
+    ):
+        changed = [not torch.equal(whole[name], fresh[name].bfloat16()) for name in whole if part in name]
+        assert any(changed), part
