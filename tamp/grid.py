@@ -8,6 +8,7 @@ import copy
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -248,9 +249,16 @@ def _begin(settings: Settings, device: str, threads: int) -> None:
     global _worker
     import transformers
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     _worker = Worker(settings, device)
+
+
+def _end_with_parent() -> None:
+    """Stop this process when the one that started it is gone, killed perhaps: nobody would take what it computes."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _work(cell: Cell) -> dict:

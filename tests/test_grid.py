@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -141,6 +147,42 @@ def test_what_means_nothing_is_refused_before_anything_runs(changes, message, tm
     with pytest.raises(UserError, match=message):
         run(tmp_path / "grid.json", **changes)
     assert not (tmp_path / "grid.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+def test_workers_end_with_the_process_that_started_them():
+    program = """
+import multiprocessing, os, sys, threading, time
+from tamp import grid
+
+def work(sender):
+    threading.Thread(target=grid._end_with_parent, daemon=True).start()
+    sender.send(os.getpid())
+    time.sleep(60)
+
+if __name__ == "__main__":
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    multiprocessing.get_context("fork").Process(target=work, args=(sender,)).start()
+    print(receiver.recv(), flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        if not alive(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("a worker outlived the process that started it")
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be asked about does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_file_with_other_settings_is_refused_and_kept(made, tmp_path):
