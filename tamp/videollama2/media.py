@@ -257,8 +257,8 @@ def write_video(
     options = {"movflags": "faststart", "max_interleave_delta": "0"}
     with _told(path, "cannot be written"), av.open(f"file:{path}", "w", format="mp4", options=options) as container:
         video = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        if codec == "libx264":  # at constant quality; looking ahead side by side, it would not write the same file twice
-            video.bit_rate = 0
+        if codec == "libx264":
+            video.bit_rate = 0  # constant quality; looking ahead side by side, it would not write the same file twice
             video.options = {"crf": "18", "x264-params": "threads=1:sync-lookahead=0:rc-lookahead=0"}
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
