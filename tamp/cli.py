@@ -13,6 +13,7 @@ import pandas as pd
 DEMO = {"smol-llava-next": (0.5, 300, 16), "mini-llava-next": (0.7, 1000, 64)}
 """Model to the demo's sparsity, questions and calibration samples."""
 DEMO_METHODS = ("magnitude", "wanda", "tamp")
+DEMO_CLAIMS = (("tamp", "wanda"), ("wanda", "magnitude"))  # better, worse: of the TAMP and the Wanda paper
 DEBUG_HINT = "Run again with --debug to see where."
 
 
@@ -298,12 +299,13 @@ def _demo(options: argparse.Namespace) -> None:
     source = conversations.OWN_SETS[options.model]
     benchmark = evaluation.prepare(processor, source, limit)
     samples = tamp.calibration_set(source, processor, n)
-    scores = {"dense": tamp.evaluate(model, processor, benchmark, progress=_bars())}
+    answered = {"dense": evaluation.answers(model, processor, benchmark, progress=_bars())}
     reports = {}
     for preset, recipe in recipes.items():
         pruned = copy.deepcopy(model)
         reports[preset] = tamp.prune(pruned, samples, recipe, _bars())
-        scores[preset] = tamp.evaluate(pruned, processor, benchmark, progress=_bars())
+        answered[preset] = evaluation.answers(pruned, processor, benchmark, progress=_bars())
+    scores = {name: evaluation.summarise(scored) for name, scored in answered.items()}
 
     every = pd.concat(
         {name: pd.concat([table, evaluation.overall(table)]) for name, table in scores.items()}, names=["model"]
@@ -312,18 +314,36 @@ def _demo(options: argparse.Namespace) -> None:
     totals = every[every["task"] == "all"].drop(columns="task").set_index("model")
     totals.insert(0, "sparsity", [0.0, *(100 * reports[name].sparsity for name in DEMO_METHODS)])
     tasks = every.pivot(index="task", columns="model", values="accuracy")[list(scores)].reindex(scores["dense"]["task"])
-    print(totals.round(2).to_string())
+    claims = _claims(answered)
+    print(totals.round(2).to_string(), claims.to_string(index=False), sep="\n\n")
     page = report.write_html(
         options.out,
         f"tamp: {options.model} at {sparsity:.0%} sparsity",
         [
             ("Before and after", totals.round(3)),
+            ("What the literature says, and what these questions say (points of accuracy, 95 % interval)", claims),
             ("Accuracy per task (%)", tasks),
             ("", figures.accuracy_figure(scores)),
             *((f"How {name} pruned", made) for name, made in reports.items()),
         ],
     )
     print(f"{time.perf_counter() - start:.0f} s; figures and details: {Path(page).resolve()}")
+
+
+def _claims(answered: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Hold what the literature claims against the answers of a demo, question by question."""
+    from tamp import comparison
+
+    cells = {
+        name: [{"n": len(scored), "accuracy": scored["correct"].mean(), "correct": comparison.pack(scored["correct"])}]
+        for name, scored in answered.items()
+    }
+    rows = []
+    for better, worse in DEMO_CLAIMS:
+        points, low, high = (round(value, 1) for value in comparison.interval(cells[better], cells[worse]))
+        verdict = "holds here" if low > 0 else "the opposite holds here" if high < 0 else "not to be seen here"
+        rows.append((f"{better} keeps more than {worse}", points, low, high, verdict))
+    return pd.DataFrame(rows, columns=["claim", "points", "low", "high", "verdict"])
 
 
 def _bars() -> bool:

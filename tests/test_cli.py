@@ -58,6 +58,20 @@ def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     assert all(word in said for word in ("dense", "magnitude", "wanda", "tamp", str(page)))
     text = page.read_text()
     assert text.count("<img") == 4 and "Accuracy per task" in text
+    assert "tamp keeps more than wanda" in said and "wanda keeps more than magnitude" in text
+
+
+def test_a_demo_says_which_claims_hold_on_its_questions():
+    def answered(right):
+        return pd.DataFrame({"correct": [number < right for number in range(100)]})
+
+    right = {"magnitude": 60, "wanda": 30, "tamp": 31}
+    claims = cli._claims({name: answered(number) for name, number in right.items()}).set_index("claim")
+    assert claims.loc["wanda keeps more than magnitude", "verdict"] == "the opposite holds here"
+    assert claims.loc["wanda keeps more than magnitude", "points"] == -30
+    assert claims.loc["tamp keeps more than wanda", "verdict"] == "not to be seen here"
+    claims = cli._claims({name: answered(number) for name, number in {**right, "tamp": 50}.items()})
+    assert claims["verdict"][0] == "holds here"
 
 
 def test_methods_are_compared_with_tables_and_a_page(tmp_path, capsys):
