@@ -13,6 +13,9 @@ import pandas as pd
 DRAWS = 2000
 """Bootstrap samples of an interval."""
 
+TEXT_SCORES = ("documentation", "licence", "facts")
+"""Of the language model: perplexity of two texts, and the share of facts answered."""
+
 
 def pack(correct: pd.Series) -> str:
     """Write right and wrong answers as hexadecimal, the first question in the highest bit."""
@@ -39,6 +42,11 @@ def levels(grid: dict[str, Any]) -> list[float | str]:
     """List the levels of a grid: sparsities, then patterns."""
     found = {cell["sparsity"] for cell in grid["cells"] if cell["method"] != "dense"}
     return sorted(found, key=lambda level: (isinstance(level, str), level))
+
+
+def level_name(level: float | str) -> str:
+    """Write a level: a sparsity in per cent, a pattern as it is."""
+    return level if isinstance(level, str) else f"{100 * level:.0f} %"
 
 
 def mean(cells: list[dict], key: str) -> float:
@@ -91,8 +99,8 @@ def scores(grid: dict[str, Any]) -> pd.DataFrame:
 
     Returns:
         A row per method and level, the dense model first: method, sparsity, seeds, accuracy with low and high (in per cent,
-        a 95 % interval), nll (nats per token), retention (in per cent of dense), seconds, memory (bytes, the most of any
-        seed); NaN where a score was not recorded.
+        a 95 % interval), choice_accuracy (in per cent), nll (nats per token), retention (in per cent of dense), seconds,
+        memory (bytes, the most of any seed), and what of `TEXT_SCORES` was measured; NaN where a score was not recorded.
     """
     dense = cells_of(grid, "dense", 0.0)
     rows = []
@@ -109,10 +117,12 @@ def scores(grid: dict[str, Any]) -> pd.DataFrame:
                     "accuracy": points,
                     "low": low,
                     "high": high,
+                    "choice_accuracy": 100 * mean(cells, "choice_accuracy"),
                     "nll": mean(cells, "nll"),
                     "retention": points / mean(dense, "accuracy") if dense and mean(dense, "accuracy") else np.nan,
                     "seconds": mean(cells, "seconds") if method != "dense" else np.nan,
                     "memory": max(cell.get("peak_memory", np.nan) for cell in cells),
+                    **{name: mean(cells, name) for name in TEXT_SCORES if name in cells[0]},
                 }
             )
     return pd.DataFrame(rows)

@@ -164,7 +164,7 @@ def grid_figure(grid: dict[str, Any], methods: Sequence[str] | None = None, text
     levels = [level for level in comparison.levels(grid) if not isinstance(level, str)]
     panels = [("accuracy", "accuracy (%)", 100), ("nll", "answer NLL (nats per token)", 1)]
     panels += [("documentation", "perplexity of text", 1)] if text and "documentation" in dense else []
-    figure = Figure(figsize=(4.2 * len(panels), 3.5), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(3.7 * len(panels), 3.5), layout="constrained", facecolor="white")
     for axis, (key, label, scale) in zip(figure.subplots(1, len(panels)), panels):
         for method in methods:
             cells = {100 * level: comparison.cells_of(grid, method, level) for level in levels}
