@@ -37,6 +37,10 @@ HEARD = (clips.KINDS, tuple(clips.PITCHES), COUNTED, HALVES)
 """What is said where a sound begins, from the lowest audio tokens up: kind, pitch, its number, the half second."""
 
 
+EASY = ("kind", "pitch", "sounds")
+"""Tasks that are learnt at once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipRecipe(AdaptingRecipe):
     """Constants of the training of smol-videollama2.
@@ -107,6 +111,27 @@ def audio_labels(clip: Clip, tokens: int) -> np.ndarray:
     return labels.reshape(-1)
 
 
+def lesson(clip: Clip, random: np.random.Generator) -> list[tuple[str, str]]:
+    """Make the exchanges about a clip: the tasks, of the easy ones one only, and what has to be known for the hard ones."""
+    turned = dataclasses.replace(clip, movers=clip.movers[::-1])
+    asked = [
+        ("direction", clip),
+        ("direction", turned),
+        ("order", (clip, turned)[random.integers(2)]),
+        ("moving", clip),
+    ]
+    asked += [("sync", clip), ("first", (clip, turned)[random.integers(2)]), (EASY[random.integers(len(EASY))], clip)]
+    seen = clips.actors(clip)
+    moving = [actor for actor in sorted(seen, key=lambda actor: actor.start) if actor.way]
+    flashing = [actor for actor in sorted(seen, key=lambda actor: actor.flash or 0) if actor.flash is not None]
+    return [
+        *(clips.ask(task, one)[:2] for task, one in asked),
+        ("What moves, in order?", ", ".join(f"{actor.name} {actor.way}" for actor in moving)),
+        ("What flashes, in order?", ", ".join(actor.name for actor in flashing)),
+        ("When is the first sound?", "at the beginning" if clip.sound.onsets[0] < 0.5 else "in the middle"),
+    ]
+
+
 def answer_logits(model, pixels: torch.Tensor, banks: torch.Tensor, rows) -> torch.Tensor:
     """Compute the logits of the answers to packed questions about clips; see :func:`tamp.shipped.answering.read_answers`."""
     embedded, config, dtype = model.get_input_embeddings()(rows.token_ids), model.config, model.dtype
@@ -147,10 +172,18 @@ class ClipTrainer(AdaptingTrainer):
             """Look a word up as it stands within a text, digits without the space; of a longer one the beginning."""
             return model.get_input_embeddings().weight[ids(text if text.isdigit() else f" {text}")[0]].detach()
 
-        mean = model.get_input_embeddings().weight.detach().mean(0)
-        self._plain = embedding(".")
-        self._seen = [torch.stack([0 * mean, *(embedding(word) - mean for word in words)]) for words in SEEN]
-        self._seen[0] = torch.stack([self._plain, *map(embedding, SEEN[0])])  # a colour stands for itself
+        words = model.get_input_embeddings().weight.detach()
+        self._plain, mean = embedding("."), words.mean(0)
+        usual = (words - mean).norm(dim=-1).mean()
+
+        def told_apart(some: tuple[str, ...]) -> torch.Tensor:
+            """Take from words what they have in common, "left" and "right" say, so that they add to others clearly."""
+            made = torch.stack([embedding(word) for word in some]) - mean
+            made = made - made.mean(0) if len(some) > 1 else made
+            return torch.cat([torch.zeros_like(made[:1]), usual * functional.normalize(made, dim=-1)])
+
+        self._seen = [told_apart(some) for some in SEEN]
+        self._seen[0] = torch.cat([self._plain[None], mean + self._seen[0][1:]])
         self._heard = torch.stack([self._plain, *(embedding(word) for words in HEARD for word in words)])
         writing = Writing(tuple(self._start), tuple(self._after), self.processor.video_token_id, 2, CELL, exchange)
         return model, writing, {}
@@ -218,7 +251,7 @@ class ClipTrainer(AdaptingTrainer):
         config = self.model.config
         heard = banks.shape[1] // FRAMES_PER_TOKEN * MEL_PATCHES
         media_ids = [config.video_token_id] * self.processor.visual_tokens + [config.audio_token_id] * heard
-        asked = [[clips.ask(task, clip)[:2] for task in clips.TASKS] for clip in made]
+        asked = [lesson(clip, random) for clip in made]
         rows = pack_rows([*self._start, *media_ids, *self._after], asked, self.writing)
         known = facts.questions(self.recipe.facts, seed=int(random.integers(2**31)), stream="training")
         about_facts = pack_rows(self._start, [[(fact.text, fact.answer) for fact in known]], self.writing)
