@@ -335,8 +335,7 @@ def _claims(answered: dict[str, pd.DataFrame]) -> pd.DataFrame:
     from tamp import comparison
 
     cells = {
-        name: [{"n": len(scored), "accuracy": scored["correct"].mean(), "correct": comparison.pack(scored["correct"])}]
-        for name, scored in answered.items()
+        name: [{"n": len(scored), "correct": comparison.pack(scored["correct"])}] for name, scored in answered.items()
     }
     rows = []
     for better, worse in DEMO_CLAIMS:

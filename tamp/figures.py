@@ -52,6 +52,11 @@ def style() -> None:
     )
 
 
+def color_of(method: str) -> str:
+    """Return the colour of a method, which is its preset's whatever is changed about it."""
+    return METHODS[method.partition(":")[0]]
+
+
 def split_at(axis: Axes, modality: Tensor) -> None:
     """Draw lines into a T x T map where the modality changes, and name the runs along its left edge.
 
@@ -169,9 +174,8 @@ def grid_figure(grid: dict[str, Any], methods: Sequence[str] | None = None, text
         for method in methods:
             cells = {100 * level: comparison.cells_of(grid, method, level) for level in levels}
             cells = {x: some for x, some in cells.items() if some}
-            preset, _, variant = method.partition(":")
-            color = METHODS[preset]
-            line = {"color": color, "ls": ":" if variant else "-", "lw": 2.4 if method == "tamp" else 1.3}
+            color = color_of(method)
+            line = {"color": color, "ls": ":" if ":" in method else "-", "lw": 2.4 if method == "tamp" else 1.3}
             values = [scale * comparison.mean(some, key) for some in cells.values()]
             axis.plot(list(cells), values, label=method, marker="o", ms=3.5, **line)
             if key == "accuracy" and cells:

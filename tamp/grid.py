@@ -32,9 +32,6 @@ DENSE: Cell = ("dense", 0.0, 0)
 SAMPLED = 8192
 """Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
 
-SCORED_BY = ("allocation", "allocation_samples", "das_similarity", "owl_threshold", "ecoflap_step")
-"""Fields of a recipe that its allocation's scores depend on."""
-
 TEXT_WINDOWS, TEXT_WINDOW, FACTS = 6, 256, 100
 
 
@@ -222,7 +219,7 @@ class Worker:
                 asked.calibration, self.processor, asked.calibration_samples, seed
             )
         # An allocation's scores do not depend on the level: they are computed once, and their time is every cell's.
-        looked = (seed, *(getattr(recipe, field) for field in SCORED_BY)) if recipe.plans else None
+        looked = (seed, *(getattr(recipe, field) for field in planning.SCORED_BY)) if recipe.plans else None
         plan, spared = None, 0.0
         if looked in self.scored:
             scores, spared = self.scored[looked]

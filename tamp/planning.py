@@ -12,6 +12,9 @@ from tamp import allocation, calibration, criteria, diversity, masks, models, pl
 from tamp.errors import UserError
 from tamp.recipe import Recipe
 
+SCORED_BY = ("allocation", "allocation_samples", "das_similarity", "owl_threshold", "ecoflap_step")
+"""Fields of a recipe that the scores of :func:`score` depend on; its level is none of them."""
+
 
 def das_scores(
     stack: list[nn.Module], captured: list[calibration.Captured], recipe: Recipe, progress: bool = True

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 import transformers
+from resuming import whole_and_pieces
 
 from tamp.shipped import mini, pictures
 
@@ -73,21 +74,12 @@ def test_most_of_a_picture_is_background():
 
 
 def test_training_goes_on_where_it_was_killed_and_ends_with_the_same_model(tmp_path):
-    def train(name, *more):
-        return mini.main(["--out", str(tmp_path / name), "--work", str(tmp_path / f"{name}-work"), *SMOKE, *more])
-
-    assert train("whole") == 0
-    stops = 0
-    while train("pieces", "--minutes", "0.002"):
-        stops += 1
-        assert stops < 60
-    assert stops > 1
+    folders = whole_and_pieces(mini.main, tmp_path, SMOKE, minutes="0.002", most=60)
     whole, pieces = [
-        transformers.LlavaNextForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
-        for name in ("whole", "pieces")
+        transformers.LlavaNextForConditionalGeneration.from_pretrained(folder).state_dict() for folder in folders
     ]
     assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
-    records = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "pieces")]
+    records = [json.loads((folder / "training.json").read_text()) for folder in folders]
     for record in records:
         for entry in record["curve"]:
             del entry["seconds"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from resuming import whole_and_pieces
 from safetensors.torch import load_file, save_file
 
 import tamp
@@ -140,18 +141,8 @@ def test_training_goes_on_where_it_was_killed(small, tmp_path):
     steps = [word for stage in stages for word in (f"--{stage}-steps", "2")]
     often = ("--save-every", "1", "--check-every", "2", "--held-out", "10", "--final", "10")
 
-    def train(name, *more):
-        return adapting.main(
-            ["--out", str(tmp_path / name), "--work", str(tmp_path / f"{name}-work"), *steps, *often, *more]
-        )
-
-    assert train("whole") == 0
-    stops = 0
-    while train("pieces", "--minutes", "0.001"):
-        stops += 1
-        assert stops < 20
-    assert stops > 1
-    whole, pieces = (load_file(tmp_path / name / low_rank.ADAPTER) for name in ("whole", "pieces"))
+    folders = whole_and_pieces(adapting.main, tmp_path, [*steps, *often], minutes="0.001", most=20)
+    whole, pieces = (load_file(folder / low_rank.ADAPTER) for folder in folders)
     assert whole.keys() == pieces.keys() and all(torch.equal(whole[name], pieces[name]) for name in whole)
     assert any(tensor.any() for name, tensor in whole.items() if name.endswith(".up"))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from resuming import whole_and_pieces
 from safetensors.torch import load_file
 
 from tamp import conversations
@@ -68,7 +69,8 @@ def test_packed_questions_are_what_the_processor_makes_of_them(small, clip, tmp_
     video = (str(clips.write(clip, tmp_path)),)
     for task in ("direction", "sync"):
         text, answer, _ = clips.ask(task, clip)
-        rows = pack_rows([*trainer._start, *prefix, *trainer._after], [[(text, answer)]], trainer.writing)
+        writing = trainer.writing
+        rows = pack_rows([*writing.start, *prefix, *writing.after], [[(text, answer)]], writing)
         whole = conversations.process(processor, conversations.dialogue(text, answer, videos=video))
         length = rows.token_ids.shape[1]
         assert whole["input_ids"][0, :length].tolist() == rows.token_ids[0].tolist()
@@ -76,7 +78,8 @@ def test_packed_questions_are_what_the_processor_makes_of_them(small, clip, tmp_
         torch.testing.assert_close(pixels, whole["pixel_values_videos"])
         torch.testing.assert_close(banks, whole["input_features"])
         with torch.no_grad():
-            ours = clip_training.answer_logits(model, pixels, banks, rows)
+            watched = clip_training.Watched(**vars(rows), pixels=pixels, banks=banks)
+            ours = clip_training.answer_logits(model, watched)
             theirs = model(**whole).logits[0, :length][rows.targets[0] >= 0]
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
@@ -122,18 +125,8 @@ def test_training_goes_on_where_it_was_killed_and_leaves_the_language_model_alon
     often = ("--save-every", "1", "--check-every", "2", "--held-out", "8", "--final", "8")
     monkeypatch.setattr(clip_training, "ClipRecipe", lambda: RECIPE)
 
-    def train(name, *more):
-        return clip_training.main(
-            ["--out", str(tmp_path / name), "--work", str(tmp_path / f"{name}-work"), *steps, *often, *more]
-        )
-
-    assert train("whole") == 0
-    stops = 0
-    while train("pieces", "--minutes", "0.001"):
-        stops += 1
-        assert stops < 20
-    assert stops > 1
-    whole, pieces = (load_file(tmp_path / name / low_rank.ADAPTER) for name in ("whole", "pieces"))
+    folders = whole_and_pieces(clip_training.main, tmp_path, [*steps, *often], minutes="0.001", most=20)
+    whole, pieces = (load_file(folder / low_rank.ADAPTER) for folder in folders)
     assert whole.keys() == pieces.keys() and all(torch.equal(whole[name], pieces[name]) for name in whole)
     assert any(tensor.any() for name, tensor in whole.items() if name.endswith(".up"))
     fresh = low_rank.adapter(clip_training.ClipTrainer(RECIPE, 0).model)

@@ -7,7 +7,6 @@ the language model knew is kept.
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +63,47 @@ class AdaptingTrainer(Trainer):
     KIT = smol
     """Module that assembles the model and builds its processor."""
 
+    def _build(self) -> tuple[PreTrainedModel, Writing, dict[str, int]]:
+        base, tokenizer = smol.language_model()
+        model = self.KIT.assemble(base, self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 2)
+            low_rank.add_low_rank(model, self.KIT.RANK)
+        self.processor = self.KIT.build_processor(tokenizer)
+        head = self.processor.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        end = tokenizer.eos_token
+
+        def ids(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        def exchange(question: str, answer: str) -> tuple[list[int], list[int]]:
+            return ids(f"{question}{end}\n<|im_start|>assistant\n"), ids(answer + end)
+
+        self._ids = ids
+        writing = Writing(
+            start=tuple(ids(head[: head.rindex(end)])),
+            after=tuple(ids("\n")),
+            image=self.processor.image_token_id,
+            pad=tokenizer.pad_token_id,
+            tile=model.config.vision_config.image_size,
+            exchange=exchange,
+        )
+        return model, writing, self._learn_words(model)
+
+    def _learn_words(self, model: PreTrainedModel) -> dict[str, int]:
+        """Look up in the language model's embeddings what visual tokens are to say, and list the labels of patches."""
+        raise NotImplementedError
+
+    def _facts(self, random: np.random.Generator) -> tuple[tuple[str, str], ...]:
+        """Make the exchanges about facts of a step."""
+        asked = facts.questions(self.recipe.facts, seed=int(random.integers(2**31)), stream="training")
+        return tuple((fact.text, fact.answer) for fact in asked)
+
+    def _language_loss(self, random: np.random.Generator, progress: float) -> float:
+        value = super()._language_loss(random, progress)
+        self._keep_prose(random)
+        return value
+
     def weights(self) -> dict[str, torch.Tensor]:
         """Return what training changes."""
         return low_rank.adapter(self.model) | self.model.patch_reader.state_dict(prefix="patch_reader.")
@@ -73,7 +113,7 @@ class AdaptingTrainer(Trainer):
         windows = []
         while len(windows) < self.recipe.prose:
             read = prose.docstrings()
-            ids = self._ids(read[random.integers(len(read))])["input_ids"]
+            ids = self._ids(read[random.integers(len(read))])
             if len(ids) >= PROSE_WINDOW:
                 place = random.integers(len(ids) - PROSE_WINDOW + 1)
                 windows.append(ids[place : place + PROSE_WINDOW])
@@ -165,30 +205,12 @@ class SmolTrainer(AdaptingTrainer):
     def __init__(self, recipe: SmolRecipe, seed: int):
         super().__init__(recipe, seed, half=False)
 
-    def _build(self):
-        base, tokenizer = smol.language_model()
-        model = smol.assemble(base, self.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + 2)
-            low_rank.add_low_rank(model, smol.RANK)
-        processor = smol.build_processor(tokenizer)
-        self._ids = functools.partial(tokenizer, add_special_tokens=False)
-        head = processor.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
-        end = tokenizer.eos_token
-
-        def ids(text: str) -> list[int]:
-            return self._ids(text)["input_ids"]
-
-        def exchange(question: str, answer: str) -> tuple[list[int], list[int]]:
-            return ids(f"{question}{end}\n<|im_start|>assistant\n"), ids(answer + end)
-
-        start = ids(head[: head.rindex(end)])
-        writing = Writing(tuple(start), tuple(ids("\n")), ids(smol.IMAGE_TOKEN)[0], 2, smol.TILE, exchange)
+    def _learn_words(self, model: PreTrainedModel) -> dict[str, int]:
         rows = [f"{axis}-{number + 1}" for axis in ("row", "column") for number in range(8)]
         labels = {word: place for place, word in enumerate(dict.fromkeys((*make_vocabulary(), *rows)))}
 
         def embedding(text: str) -> torch.Tensor:
-            (identifier,) = ids(text)
+            (identifier,) = self._ids(text)
             return model.get_input_embeddings().weight[identifier].detach()
 
         table = torch.zeros(len(labels), model.config.text_config.hidden_size)
@@ -203,7 +225,7 @@ class SmolTrainer(AdaptingTrainer):
         self._down = (embedding(" bottom") - embedding(" top")) / 2
         with torch.no_grad():
             model.model.image_newline.copy_(embedding("\n"))
-        return model, writing, labels
+        return labels
 
     def _share(self, name: str) -> float | None:
         if self.STAGES[self.stage] not in self.CHECKED:
@@ -270,19 +292,13 @@ class SmolTrainer(AdaptingTrainer):
             ]
             for alike in lessons
         ]
-        asked = facts.questions(self.recipe.facts, seed=int(random.integers(2**31)), stream="training")
         nothing = np.zeros((0, smol.TILE, smol.TILE, 3), dtype=np.uint8)
-        return [*lessons, [Lesson(nothing, tuple((fact.text, fact.answer) for fact in asked))]]
+        return [*lessons, [Lesson(nothing, self._facts(random))]]
 
     def _tasks(self, random: np.random.Generator, progress: float) -> tuple[str, ...]:
         if progress < self.recipe.harder:
             return SINGLE_LESSON
         return (*(COUNTING if progress >= 2 else HARDER), EASIER[random.integers(len(EASIER))])
-
-    def _language_loss(self, random: np.random.Generator, progress: float) -> float:
-        value = super()._language_loss(random, progress)
-        self._keep_prose(random)
-        return value
 
     def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
         return self._language_loss(random, 1.0)

@@ -7,7 +7,6 @@ a video file, with what compression does to picture and sound. Prose and short f
 """
 
 import dataclasses
-import functools
 import tempfile
 
 import numpy as np
@@ -15,12 +14,12 @@ import torch
 from torch.nn import functional
 
 from tamp import evaluation
-from tamp.shipped import clips, facts, low_rank, smol, smol_av
+from tamp.shipped import clips, smol_av
 from tamp.shipped.adapting import AdaptingRecipe, AdaptingTrainer
 from tamp.shipped.answering import read_answers
 from tamp.shipped.clips import Clip
 from tamp.shipped.drawing import COLOURS, PATCH, SHAPES
-from tamp.shipped.lessons import Writing, pack_rows
+from tamp.shipped.lessons import Rows, pack_rows
 from tamp.shipped.pictures import Question
 from tamp.shipped.running import command
 from tamp.videollama2 import VideoLlama2ForConditionalGeneration, media
@@ -36,7 +35,6 @@ COUNTED = tuple(map(str, range(1, clips.MOST_SOUNDS + 1)))
 HEARD = (clips.KINDS, tuple(clips.PITCHES), COUNTED, HALVES)
 """What is said where a sound begins, from the lowest audio tokens up: kind, pitch, its number, the half second."""
 
-
 EASY = ("kind", "pitch", "sounds")
 """Tasks that are learnt at once."""
 
@@ -48,8 +46,8 @@ class ClipRecipe(AdaptingRecipe):
     Attributes:
         towers_steps, towers_rate: Length and largest learning rate of the first stage.
         tower_clips: Clips in a step of the first two stages.
-        clips: Clips in a step of the last stage, with a question of every task.
-        through_files: Of these, how many go through a video file.
+        clips: Clips in a step of the last stage, each with the exchanges of :func:`lesson`.
+        through_files: How many clips of a step, in any stage, go through a video file.
     """
 
     towers_steps: int = 500
@@ -73,11 +71,16 @@ def sensed(made: list[Clip], through_files: int) -> tuple[torch.Tensor, torch.Te
     Returns:
         Frames in [-1, 1], float32 `(clips, frames, 3, side, side)`, and filter banks, float32 `(clips, mel frames, 128)`.
     """
-    frames, waves = [clips.paint(clip) for clip in made], [clips.play(clip) for clip in made]
+    frames, waves = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, clip in enumerate(made[:through_files]):
-            path = clips.write(clip, scratch)
-            frames[number], waves[number] = media.read_video(path, clips.FRAMES), media.read_audio(path)
+        for number, clip in enumerate(made):
+            if number < through_files:
+                path = clips.write(clip, scratch)
+                frames.append(media.read_video(path, clips.FRAMES))
+                waves.append(media.read_audio(path))
+            else:
+                frames.append(clips.paint(clip))
+                waves.append(clips.play(clip))
     pixels = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3) / 127.5 - 1
     count = round(media.RATE * clips.FRAMES / clips.FPS)
     return pixels, torch.stack([media.fbank(wave[:count]) for wave in waves])
@@ -119,8 +122,10 @@ def lesson(clip: Clip, random: np.random.Generator) -> list[tuple[str, str]]:
         ("direction", turned),
         ("order", (clip, turned)[random.integers(2)]),
         ("moving", clip),
+        ("sync", clip),
+        ("first", (clip, turned)[random.integers(2)]),
+        (EASY[random.integers(len(EASY))], clip),
     ]
-    asked += [("sync", clip), ("first", (clip, turned)[random.integers(2)]), (EASY[random.integers(len(EASY))], clip)]
     seen = clips.actors(clip)
     moving = [actor for actor in sorted(seen, key=lambda actor: actor.start) if actor.way]
     flashing = [actor for actor in sorted(seen, key=lambda actor: actor.flash or 0) if actor.flash is not None]
@@ -132,15 +137,24 @@ def lesson(clip: Clip, random: np.random.Generator) -> list[tuple[str, str]]:
     ]
 
 
-def answer_logits(model, pixels: torch.Tensor, banks: torch.Tensor, rows) -> torch.Tensor:
-    """Compute the logits of the answers to packed questions about clips; see :func:`tamp.shipped.answering.read_answers`."""
-    embedded, config, dtype = model.get_input_embeddings()(rows.token_ids), model.config, model.dtype
-    for token, found in (
-        (config.video_token_id, model.model.get_video_features(pixels.to(dtype))),
-        (config.audio_token_id, model.model.get_audio_features(banks)),
-    ):
-        embedded = embedded.masked_scatter((rows.token_ids == token)[..., None], found.to(embedded.dtype))
-    return read_answers(model, rows, embedded)
+@dataclasses.dataclass(frozen=True)
+class Watched(Rows):
+    """Questions about clips as one batch; pixels and filter banks as of :func:`sensed`."""
+
+    pixels: torch.Tensor
+    banks: torch.Tensor
+
+
+def answer_logits(model: VideoLlama2ForConditionalGeneration, batch: Rows) -> torch.Tensor:
+    """Compute the logits of the answers to questions, about clips or not; see :func:`read_answers`."""
+    embedded = model.get_input_embeddings()(batch.token_ids)
+    if isinstance(batch, Watched):
+        for token, found in (
+            (model.config.video_token_id, model.model.get_video_features(batch.pixels.to(model.dtype))),
+            (model.config.audio_token_id, model.model.get_audio_features(batch.banks)),
+        ):
+            embedded = embedded.masked_scatter((batch.token_ids == token)[..., None], found.to(embedded.dtype))
+    return read_answers(model, batch, embedded)
 
 
 class ClipTrainer(AdaptingTrainer):
@@ -149,28 +163,10 @@ class ClipTrainer(AdaptingTrainer):
     STAGES = ("towers", "alignment", "language")
     KIT = smol_av
 
-    def _build(self) -> tuple[VideoLlama2ForConditionalGeneration, Writing, dict[str, int]]:
-        base, tokenizer = smol.language_model()
-        model = smol_av.assemble(base, self.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + 2)
-            low_rank.add_low_rank(model, smol_av.RANK)
-        self.processor = smol_av.build_processor(tokenizer)
-        self._ids = functools.partial(tokenizer, add_special_tokens=False)
-        end = tokenizer.eos_token
-
-        def ids(text: str) -> list[int]:
-            return self._ids(text)["input_ids"]
-
-        def exchange(question: str, answer: str) -> tuple[list[int], list[int]]:
-            return ids(f"{question}{end}\n<|im_start|>assistant\n"), ids(answer + end)
-
-        head = self.processor.apply_chat_template([{"role": "user", "content": ""}])
-        self._start, self._after = ids(head[: head.rindex(end)]), ids("\n")
-
+    def _learn_words(self, model: VideoLlama2ForConditionalGeneration) -> dict[str, int]:
         def embedding(text: str) -> torch.Tensor:
             """Look a word up as it stands within a text, digits without the space; of a longer one the beginning."""
-            return model.get_input_embeddings().weight[ids(text if text.isdigit() else f" {text}")[0]].detach()
+            return model.get_input_embeddings().weight[self._ids(text if text.isdigit() else f" {text}")[0]].detach()
 
         words = model.get_input_embeddings().weight.detach()
         self._plain, mean = embedding("."), words.mean(0)
@@ -185,8 +181,7 @@ class ClipTrainer(AdaptingTrainer):
         self._seen = [told_apart(some) for some in SEEN]
         self._seen[0] = torch.cat([self._plain[None], mean + self._seen[0][1:]])
         self._heard = torch.stack([self._plain, *(embedding(word) for words in HEARD for word in words)])
-        writing = Writing(tuple(self._start), tuple(self._after), self.processor.video_token_id, 2, CELL, exchange)
-        return model, writing, {}
+        return {}
 
     def _reader(self) -> torch.nn.Module:
         return torch.nn.ModuleDict(
@@ -245,28 +240,21 @@ class ClipTrainer(AdaptingTrainer):
         loss.backward()
         return loss.item()
 
-    def _language_loss(self, random: np.random.Generator, progress: float) -> float:
+    def _batches(self, random: np.random.Generator, progress: float) -> list[Rows]:
         made = [clips.make_clip(random) for _ in range(self.recipe.clips)]
         pixels, banks = sensed(made, self.recipe.through_files)
-        config = self.model.config
+        config, writing = self.model.config, self.writing
         heard = banks.shape[1] // FRAMES_PER_TOKEN * MEL_PATCHES
         media_ids = [config.video_token_id] * self.processor.visual_tokens + [config.audio_token_id] * heard
         asked = [lesson(clip, random) for clip in made]
-        rows = pack_rows([*self._start, *media_ids, *self._after], asked, self.writing)
-        known = facts.questions(self.recipe.facts, seed=int(random.integers(2**31)), stream="training")
-        about_facts = pack_rows(self._start, [[(fact.text, fact.answer) for fact in known]], self.writing)
-        total = sum(int((some.targets >= 0).sum()) for some in (rows, about_facts))
-        value = 0.0
-        for some in (rows, about_facts):
-            if some is rows:
-                logits = answer_logits(self.worker, pixels, banks, some)
-            else:
-                logits = read_answers(self.worker, some, self.worker.get_input_embeddings()(some.token_ids))
-            loss = functional.cross_entropy(logits, some.targets[some.targets >= 0], reduction="sum") / total
-            loss.backward()
-            value += loss.item()
-        self._keep_prose(random)
-        return value
+        rows = pack_rows([*writing.start, *media_ids, *writing.after], asked, writing)
+        return [
+            Watched(**vars(rows), pixels=pixels, banks=banks),
+            pack_rows(writing.start, [self._facts(random)], writing),
+        ]
+
+    def _answer_logits(self, batch: Rows) -> torch.Tensor:
+        return answer_logits(self.worker, batch)
 
     def asked(self, n: int, seed: int, stream: str) -> list[Question]:
         """Make questions about clips in files."""

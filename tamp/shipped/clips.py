@@ -152,8 +152,9 @@ def actors(clip: Clip) -> tuple[Actor, ...]:
     return (*clip.movers, clip.lamp, *clip.crowd)
 
 
-def _corners(clip: Clip, random: np.random.Generator) -> Iterator[np.ndarray]:
+def _corners(clip: Clip) -> Iterator[np.ndarray]:
     """Place every actor: its upper left corner in every frame, int (8, 2), rows and columns in pixels."""
+    random = np.random.default_rng((clip.seed, 2))
     room = _CELL - 2 - _SIZE  # a pixel is left free on either side of a cell
     for actor in actors(clip):
         place = 1 + random.integers(0, room + 1, 2)  # row and column in the cell
@@ -166,7 +167,7 @@ def _corners(clip: Clip, random: np.random.Generator) -> Iterator[np.ndarray]:
 
 def centres(clip: Clip) -> list[np.ndarray]:
     """Tell where every actor of :func:`actors` is: float (8, 2) each, rows and columns of its centre in every frame."""
-    return [corners + (_SIZE - 1) / 2 for corners in _corners(clip, np.random.default_rng((clip.seed, 2)))]
+    return [corners + (_SIZE - 1) / 2 for corners in _corners(clip)]
 
 
 def paint(clip: Clip) -> np.ndarray:
@@ -174,7 +175,7 @@ def paint(clip: Clip) -> np.ndarray:
     random = np.random.default_rng((clip.seed, 0))
     frames = np.empty((FRAMES, SIDE, SIDE, 3), dtype=np.float32)
     frames[:] = random.integers(30, 100) + random.integers(-8, 9, 3)
-    for actor, corners in zip(actors(clip), _corners(clip, np.random.default_rng((clip.seed, 2))), strict=True):
+    for actor, corners in zip(actors(clip), _corners(clip), strict=True):
         mask = shape_mask(actor.shape, _SIZE)[..., None]
         colour = np.add(COLOURS[actor.colour], random.integers(-14, 15, 3), dtype=np.float32)
         for number, (frame, (top, left)) in enumerate(zip(frames, corners, strict=True)):

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
@@ -53,6 +54,11 @@ CHAT_TEMPLATE = """
 """SmolLM2's own template, with pictures before the text of a turn."""
 
 
+def end_ids(config: LlamaConfig) -> dict[str, int]:
+    """Name the ids with which a language model's texts begin, end, and are filled up."""
+    return {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
 def assemble(base: LlamaForCausalLM, seed: int = 0) -> LlavaNextForConditionalGeneration:
     """Put an untrained tower and projector before a language model, in float32.
 
@@ -61,7 +67,7 @@ def assemble(base: LlamaForCausalLM, seed: int = 0) -> LlavaNextForConditionalGe
         seed: Seed of the untrained weights.
     """
     text = base.config
-    ends = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
+    ends = end_ids(text)
     config = LlavaNextConfig(
         vision_config=vision_config(TILE),
         text_config=text,

@@ -35,7 +35,7 @@ def assemble(base: LlamaForCausalLM, seed: int = 0) -> VideoLlama2ForConditional
         seed: Seed of the untrained weights.
     """
     text, vocabulary = base.config, base.config.vocab_size
-    ends = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
+    ends = smol.end_ids(text)
     shared = (
         "hidden_size",
         "intermediate_size",

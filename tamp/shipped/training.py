@@ -16,7 +16,7 @@ from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
 
 from tamp.shipped.answering import accuracy, answer_logits, patch_features
 from tamp.shipped.building import TILE, build_model, build_processor, make_vocabulary
-from tamp.shipped.lessons import LABELS, Lesson, Writing, labelled_pictures, pack, pair_lesson, single_lesson
+from tamp.shipped.lessons import LABELS, Lesson, Rows, Writing, labelled_pictures, pack, pair_lesson, single_lesson
 from tamp.shipped.pictures import Question, questions
 
 log = logging.getLogger(__name__)
@@ -259,12 +259,19 @@ class Trainer:
             [pair_lesson(random, most) for _ in range(self.recipe.pair_lessons)],
         ]
 
+    def _batches(self, random: np.random.Generator, progress: float) -> list[Rows]:
+        """Make what a step of the last stage asks."""
+        return [pack(lessons, self.writing) for lessons in self._lessons(random, progress)]
+
+    def _answer_logits(self, batch: Rows) -> torch.Tensor:
+        return answer_logits(self.worker, batch)
+
     def _language_loss(self, random: np.random.Generator, progress: float) -> float:
-        batches = [pack(lessons, self.writing) for lessons in self._lessons(random, progress)]
+        batches = self._batches(random, progress)
         total = sum(int((batch.targets >= 0).sum()) for batch in batches)
         value = 0.0
         for batch in batches:
-            logits = answer_logits(self.worker, batch)
+            logits = self._answer_logits(batch)
             loss = functional.cross_entropy(logits, batch.targets[batch.targets >= 0], reduction="sum") / total
             loss.backward()
             value += loss.item()

@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 
 import outliers
+import pandas as pd
 import real_lm
 import recording
 import search
@@ -129,14 +130,21 @@ def quality_table(recorded: dict) -> str:
 
 def detail_table(recorded: dict, level: float) -> str:
     """Write everything that was measured at one level, per method."""
-    scores = comparison.scores(recorded)
-    scores = scores[scores["sparsity"].isin([0.0, level])].set_index("method")
-    gains = comparison.differences(recorded, "wanda").set_index(["method", "sparsity"])
-    lines = [
-        f"| at {comparison.level_name(level)} | accuracy % | against Wanda | retention % | choice accuracy % | answer NLL "
-        "| perplexity, documentation / licence | facts % | seconds |",
-        "|---|" + "---|" * 8,
-    ]
+    shown = [cell for cell in recorded["cells"] if cell["sparsity"] in (0.0, level)]
+    scores = comparison.scores({"cells": shown}).set_index("method")
+    gains = pd.DataFrame(recorded["differences"]).set_index(["method", "sparsity"])
+    columns = (
+        f"at {comparison.level_name(level)}",
+        "accuracy %",
+        f"against {recorded['compared_to'].capitalize()}",
+        "retention %",
+        "choice accuracy %",
+        "answer NLL",
+        "perplexity, documentation / licence",
+        "facts %",
+        "seconds",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for method, row in scores.iterrows():
         gain = "–"
         if (method, level) in gains.index:
@@ -164,7 +172,7 @@ def search_line(recorded: dict, method: str) -> str:
             f"{100 * comparison.mean(found[name], 'accuracy'):.1f} ({name})" for name in search.REFERENCES
         )
         said.append(
-            f"{points:.1f} % [{low:.1f}, {high:.1f}] right at {100 * level:.0f} % sparsity, instead of {others}"
+            f"{points:.1f} % [{low:.1f}, {high:.1f}] right at {comparison.level_name(level)} sparsity, instead of {others}"
         )
     return f"`{method}`: {'; '.join(said)}."
 
@@ -200,8 +208,7 @@ def control_table(recorded: dict) -> str:
         name = row["scores"] if row["granularity"] is None else f"{row['scores']}, per {row['granularity']}"
         variants.setdefault(name, []).append(f"{100 * row['accuracy']:.1f}")
     lines = [f"| {name} | " + " | ".join(cells) + " |" for name, cells in variants.items()]
-    head = "| scores (accuracy %) | " + " | ".join(f"{100 * level:.0f} %" for level in levels) + " |"
-    return "\n".join([head, "|---|" + "---|" * len(levels), *lines])
+    return "\n".join([*heading(levels, "scores (accuracy %)"), *lines])
 
 
 def real_table(recorded: dict) -> str:
@@ -215,10 +222,7 @@ def real_table(recorded: dict) -> str:
         for level in dict.fromkeys(cell["sparsity"] for cell in recorded["cells"])
         if all((method, level) in cells for method in real_lm.METHODS)
     ]
-    lines = [
-        "| perplexity | " + " | ".join(f"{100 * level:.0f} %" for level in levels) + " |",
-        "|---|" + "---|" * len(levels),
-    ]
+    lines = heading(levels, "perplexity")
     lines += [
         f"| `{method}` | " + " | ".join(cells[method, level] for level in levels) + " |" for method in real_lm.METHODS
     ]
