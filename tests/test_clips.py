@@ -239,9 +239,9 @@ class Film:
             return min(names, key=self.start)
         if task == "moving":
             mask, moving = self.mask(names[0]), 0
-            for row in range(0, 63, 21):
-                for column in range(0, 63, 21):
-                    cell = mask[:, row : row + 21, column : column + 21]
+            for row in range(0, 64, 16):
+                for column in range(0, 64, 16):
+                    cell = mask[:, row : row + 16, column : column + 16]
                     if cell[0].sum() > 8:
                         centres = self.centres(cell)
                         moving += np.abs(centres[7] - centres[0]).max() > 1.5

@@ -16,7 +16,7 @@ RECIPE = clip_training.ClipRecipe(tower_clips=2, clips=2, through_files=1, held_
 
 @pytest.fixture
 def clip():
-    """A red circle moves right over a token's edge, a blue ring down and flashes; a low tone begins at 0 and at 1.2 s."""
+    """A red circle moves right, a blue ring down and flashes; a low tone begins at 0 and at 1.2 s."""
     still = {"colour": "green", "shape": "cross"}
     return Clip(
         movers=(
@@ -85,21 +85,30 @@ def test_packed_questions_are_what_the_processor_makes_of_them(small, clip, tmp_
 
 
 def test_towers_are_taught_what_is_seen_where_and_when(clip):
-    labels = clip_training.video_labels(clip).reshape(4, 4, 4, 4)  # time, row, column, kinds
+    labels = clip_training.video_labels(clip).reshape(4, 16, 5)  # time, place, kinds
     said = [
         {tuple(word and words[word - 1] for word, words in zip(token, clip_training.SEEN)) for token in frame}
-        for frame in labels.reshape(4, 16, 4).tolist()
+        for frame in labels.tolist()
     ]
-    for time, words in enumerate(said):
-        way, down = "right" if time < 2 else 0, "down" if time == 2 else 0  # within the two frames of a token
-        assert ("red", "circle", way, 0) in words
-        assert ("blue", "ring", down, "flash" if time == 3 else 0) in words
-        assert ("cyan", "square", 0, "flash" if time == 2 else 0) in words
+    for time, words in enumerate(said):  # a move shows within the two frames of one token only
+        assert ("red", "circle", *(("right", "moves") if time == 0 else (0, 0)), 0) in words
+        assert ("blue", "ring", *(("down", "moves") if time == 2 else (0, 0)), "flash" if time == 3 else 0) in words
+        assert ("cyan", "square", 0, 0, "flash" if time == 2 else 0) in words
     frames = clips.paint(clip).astype(int)
     for centre, colour in ((clips.centres(clip)[0], "red"), (clips.centres(clip)[3], "green")):
         for frame, (row, column) in zip(frames, centre.astype(int)):
             nearest = min(clips.COLOURS, key=lambda name: abs(clips.COLOURS[name] - frame[row, column]).sum())
             assert nearest == colour
+
+
+def test_every_move_and_flash_shows_in_one_token_and_no_two_objects_share_one():
+    for seed in range(200):
+        made = clips.make_clip(np.random.default_rng(seed))
+        labels = clip_training.video_labels(made).reshape(4, 16, 5)
+        assert ((labels[..., 0] > 0).sum(1) == 6).all()
+        seen = clips.actors(made)
+        assert (labels[..., 2] > 0).sum() == (labels[..., 3] > 0).sum() == sum(actor.way is not None for actor in seen)
+        assert (labels[..., 4] > 0).sum() == 3
 
 
 def test_towers_are_taught_what_is_heard_and_when(clip):

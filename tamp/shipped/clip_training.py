@@ -20,15 +20,16 @@ from tamp.shipped.answering import read_answers
 from tamp.shipped.clips import Clip
 from tamp.shipped.drawing import COLOURS, PATCH, SHAPES
 from tamp.shipped.lessons import Rows, pack_rows
-from tamp.shipped.pictures import Question
+from tamp.shipped.pictures import YES_NO, Question
 from tamp.shipped.running import command
 from tamp.videollama2 import VideoLlama2ForConditionalGeneration, media
 from tamp.videollama2.processing import MEL_PATCHES
 from tamp.videollama2.processing import PATCH as FRAMES_PER_TOKEN
 
 SPAN, CELL = 2, 2 * PATCH  # frames and pixels that one video token stands for
-SEEN = (tuple(COLOURS), SHAPES, tuple(clips.WAYS), ("flash",))
-"""What is said of the object in a video token: colour, shape, the way it moves, whether it flashes; each may be missing."""
+SEEN = (tuple(COLOURS), SHAPES, tuple(clips.WAYS), ("moves",), ("flash",))
+"""What is said of the object in a video token: colour, shape, the way it moves, that it moves, that it flashes; each may be
+missing."""
 
 HALVES = ("one", "two", "three", "four")
 COUNTED = tuple(map(str, range(1, clips.MOST_SOUNDS + 1)))
@@ -50,10 +51,10 @@ class ClipRecipe(AdaptingRecipe):
         through_files: How many clips of a step, in any stage, go through a video file.
     """
 
-    towers_steps: int = 500
+    towers_steps: int = 600
     towers_rate: float = 2e-3
     alignment_steps: int = 120
-    language_steps: int = 320
+    language_steps: int = 640
     tower_clips: int = 24
     clips: int = 8
     through_files: int = 2
@@ -96,7 +97,8 @@ def video_labels(clip: Clip) -> np.ndarray:
             row, column = (centres[shown].mean(0) // CELL).astype(int)
             moves = actor.way is not None and (centres[shown] != centres[shown][0]).any()
             flashes = actor.flash is not None and actor.flash // SPAN == time
-            said = (actor.colour, actor.shape, actor.way if moves else None, "flash" if flashes else None)
+            way, flash = actor.way if moves else None, "flash" if flashes else None
+            said = (actor.colour, actor.shape, way, "moves" if moves else None, flash)
             labels[time, row, column] = [
                 0 if word is None else 1 + words.index(word) for word, words in zip(said, SEEN, strict=True)
             ]
@@ -117,24 +119,28 @@ def audio_labels(clip: Clip, tokens: int) -> np.ndarray:
 def lesson(clip: Clip, random: np.random.Generator) -> list[tuple[str, str]]:
     """Make the exchanges about a clip: the tasks, of the easy ones one only, and what has to be known for the hard ones."""
     turned = dataclasses.replace(clip, movers=clip.movers[::-1])
+    either = (clip, turned)[random.integers(2)]
     asked = [
         ("direction", clip),
         ("direction", turned),
-        ("order", (clip, turned)[random.integers(2)]),
+        ("order", either),
         ("moving", clip),
         ("sync", clip),
-        ("first", (clip, turned)[random.integers(2)]),
+        ("first", clip),
+        ("first", turned),
         (EASY[random.integers(len(EASY))], clip),
     ]
-    seen = clips.actors(clip)
-    moving = [actor for actor in sorted(seen, key=lambda actor: actor.start) if actor.way]
-    flashing = [actor for actor in sorted(seen, key=lambda actor: actor.flash or 0) if actor.flash is not None]
-    return [
-        *(clips.ask(task, one)[:2] for task, one in asked),
-        ("What moves, in order?", ", ".join(f"{actor.name} {actor.way}" for actor in moving)),
-        ("What flashes, in order?", ", ".join(actor.name for actor in flashing)),
-        ("When is the first sound?", "at the beginning" if clip.sound.onsets[0] < 0.5 else "in the middle"),
+    moving = [actor.way for actor in sorted(clip.crowd, key=lambda actor: actor.start) if actor.way]
+    told = [
+        (f"Which way do the {clips.plural(clip.crowd[0].name)} move?", ", ".join(moving) or "none"),
+        ("In which half second is the first sound?", HALVES[int(2 * clip.sound.onsets[0])]),
     ]
+    for actor in (*clip.movers, clip.lamp):
+        told.append((f"In which half second does the {actor.name} flash?", HALVES[2 * actor.flash // clips.FPS]))
+        moment = clip.sound.onsets[0] * clips.FPS
+        when, right = (("before", actor.flash < moment), ("after", actor.flash > moment))[random.integers(2)]
+        told.append((f"Does the {actor.name} flash {when} the first sound?", YES_NO[not right]))
+    return [*(clips.ask(task, one)[:2] for task, one in asked), *told]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +168,11 @@ class ClipTrainer(AdaptingTrainer):
 
     STAGES = ("towers", "alignment", "language")
     KIT = smol_av
+
+    def __init__(self, recipe: ClipRecipe, seed: int):
+        super().__init__(recipe, seed)
+        # Fused attention in bfloat16 takes twice as long on a CPU.
+        self.worker.model.language_model.set_attn_implementation("eager")
 
     def _learn_words(self, model: VideoLlama2ForConditionalGeneration) -> dict[str, int]:
         def embedding(text: str) -> torch.Tensor:

@@ -53,7 +53,7 @@ LENGTH, PAUSE, LAST = 0.08, 0.2, 1.88
 
 WITHOUT = ("sound", "frames")
 
-_GRID, _CELL, _SIZE, _STEP, _STEPS = 3, 21, 9, 3, 3  # cells along an edge; pixels; steps of a move, one per frame
+_GRID, _CELL, _SIZE, _STEP, _STEPS = 4, 16, 9, 3, 2  # cells along an edge; pixels; steps of a move, one per frame
 _PALETTE = tuple(COLOURS)
 _WHITE = np.array((252, 252, 252), dtype=np.float32)
 _GREY = 128
@@ -155,12 +155,12 @@ def actors(clip: Clip) -> tuple[Actor, ...]:
 def _corners(clip: Clip) -> Iterator[np.ndarray]:
     """Place every actor: its upper left corner in every frame, int (8, 2), rows and columns in pixels."""
     random = np.random.default_rng((clip.seed, 2))
-    room = _CELL - 2 - _SIZE  # a pixel is left free on either side of a cell
+    room = _CELL - _SIZE
     for actor in actors(clip):
-        place = 1 + random.integers(0, room + 1, 2)  # row and column in the cell
+        place = random.integers(0, room + 1, 2)  # row and column in the cell
         slack = random.integers(0, room - _STEP * _STEPS + 1)
         step = np.array(WAYS[actor.way] if actor.way else (0, 0))
-        place = np.where(step > 0, 1 + slack, np.where(step < 0, 1 + room - slack, place))
+        place = np.where(step > 0, slack, np.where(step < 0, room - slack, place))
         moved = np.clip(np.arange(FRAMES) - actor.start + 1, 0, _STEPS)
         yield place + (_CELL * actor.row, _CELL * actor.column) + _STEP * step * moved[:, None]
 
@@ -216,6 +216,11 @@ def _burst(kind: str, pitch: float, random: np.random.Generator) -> np.ndarray:
     return made / abs(made).max()
 
 
+def plural(name: str) -> str:
+    """Name several things of one look, such as "red crosses"."""
+    return name + ("es" if name.endswith("s") else "s")
+
+
 def ask(task: str, clip: Clip) -> tuple[str, str, tuple[str, ...]]:
     """Ask one question about a clip.
 
@@ -234,9 +239,8 @@ def ask(task: str, clip: Clip) -> tuple[str, str, tuple[str, ...]]:
     if task == "order":
         return f"Which moves first, the {one.name} or the {other.name}?", names[other.start < one.start], names
     if task == "moving":
-        plural = clip.crowd[0].name + ("es" if clip.crowd[0].name.endswith("s") else "s")
         moving = sum(actor.way is not None for actor in clip.crowd)
-        return f"How many of the {plural} move?", str(moving), tuple(map(str, range(len(clip.crowd) + 1)))
+        return f"How many of the {plural(clip.crowd[0].name)} move?", str(moving), tuple(map(str, range(len(clip.crowd) + 1)))
     if task == "kind":
         return "What kind of sound is there?", clip.sound.kind, KINDS
     if task == "pitch":

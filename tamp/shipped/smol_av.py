@@ -23,7 +23,7 @@ from tamp.videollama2 import BeatsConfig, VideoLlama2Config, VideoLlama2ForCondi
 from tamp.videollama2.processing import TOKENS
 
 NAME = "smol-videollama2"
-RANK = 8
+RANK = 12
 TOWER = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4}
 
 
