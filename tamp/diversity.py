@@ -7,6 +7,7 @@ nothing here ever looks at. A token that is all zeros has cosine 0 with every ot
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -37,29 +38,34 @@ def pairs_of(modality: Tensor) -> list[tuple[int, int]]:
 
 
 def membership(modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
-    """Mark the tokens of every modality that occurs in ``pairs``, in order: (T,) to (M, T) float32."""
-    return torch.stack([modality == code for code in sorted({code for pair in pairs for code in pair})]).float()
+    """Mark the tokens of every modality that occurs in ``pairs``, in order: (T,) to (M, T) float64."""
+    return torch.stack([modality == code for code in sorted({code for pair in pairs for code in pair})]).double()
 
 
-def mean_similarities(units: Tensor, member: Tensor) -> Tensor:
-    """Average the cosine over all pairs, in closed form: O(T d), no T x T matrix.
+def mean_similarities(outputs: Sequence[Tensor], member: Tensor) -> Tensor:
+    """Average the cosine over all pairs, in closed form: O(T d), no T x T matrix, and no normalised copy of the tokens.
 
-    The mean over pairs of a modality is ``(||sum u||^2 - sum ||u||^2) / (T (T - 1))``, across two it is
-    ``<mean u_A, mean u_B>``.
+    With u the tokens at length one, the mean over pairs of a modality is ``(||sum u||^2 - sum ||u||^2) / (T (T - 1))``,
+    across two it is ``<mean u_A, mean u_B>``.
 
     Args:
-        units: (..., T, d), normalised tokens.
+        outputs: L tensors (T, d_l).
         member: (M, T), from :func:`membership`.
 
     Returns:
-        (..., terms) float32 in the order of :func:`pairs_of`, NaN where a term has no pair of tokens.
+        (L, terms) float32 in the order of :func:`pairs_of`, NaN where a term has no pair of tokens.
     """
-    totals = (member @ units).double()  # (..., M, d)
-    inner = totals @ totals.mT - (units.square().sum(-1) @ member.T).diag_embed()  # (..., M, M)
-    count = member.sum(1, dtype=torch.float64)
-    number = count[:, None] * count - count.diag()  # ordered pairs of different tokens
+    sums = []  # of the cosines over ordered pairs of different tokens, (M, M) float64 each
+    for output in outputs:
+        tokens = output.float()
+        scale = tokens.square().sum(-1).rsqrt()  # (T,)
+        scale = scale.masked_fill(scale.isinf(), 0)
+        totals = ((member * scale).float() @ tokens).double()  # (M, d)
+        sums.append(totals @ totals.mT - (member @ (scale > 0).double()).diag())
+    count = member.sum(1)
+    number = count[:, None] * count - count.diag()
     upper = torch.ones_like(number, dtype=torch.bool).triu()
-    return torch.where(number > 0, inner / number, math.nan)[..., upper].float()
+    return torch.where(number > 0, torch.stack(sums) / number, math.nan)[..., upper].float()
 
 
 def positive_similarities(cosine: Tensor, modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
@@ -127,12 +133,12 @@ def similarities(outputs: Tensor, modality: Tensor, within: Within = "mean") -> 
     if not pairs:
         return {}
     valid = modality >= 0
-    units, modality = unit(outputs[valid]), modality[valid]
-    values = (
-        mean_similarities(units, membership(modality, pairs))
-        if within == "mean"
-        else positive_similarities(units @ units.T, modality, pairs)
-    )
+    outputs, modality = outputs[valid], modality[valid]
+    if within == "mean":
+        (values,) = mean_similarities([outputs], membership(modality, pairs))
+    else:
+        units = unit(outputs)
+        values = positive_similarities(units @ units.T, modality, pairs)
     return {pair: value for pair, value in zip(pairs, values.tolist()) if not math.isnan(value)}
 
 

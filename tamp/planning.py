@@ -41,10 +41,11 @@ def das_scores(
     pairs = diversity.pairs_of(torch.tensor(present))
     padded = [bool((batch.modality < 0).any()) for batch in captured]
 
-    def terms(units: Tensor, codes: Tensor) -> Tensor:
+    def terms(outputs: list[Tensor], codes: Tensor) -> Tensor:
         if recipe.das_similarity == "mean":
-            return diversity.mean_similarities(units, diversity.membership(codes, pairs))
-        return diversity.positive_similarities(units @ units.T, codes, pairs)
+            return diversity.mean_similarities(outputs, diversity.membership(codes, pairs))
+        units = map(diversity.unit, outputs)
+        return torch.stack([diversity.positive_similarities(each @ each.T, codes, pairs) for each in units])
 
     scores = []
     for position, block in enumerate(calibration.steps(stack, "score", progress)):
@@ -57,7 +58,7 @@ def das_scores(
                     outputs = [output[row] for _, output in tokens.values()]
                     if padded[number]:
                         outputs, codes = [output[codes >= 0] for output in outputs], codes[codes >= 0]
-                    values.append(torch.stack([terms(diversity.unit(output), codes) for output in outputs]))
+                    values.append(terms(outputs, codes))
                 batch.hidden = hidden
         diverse = 1 - torch.stack(values)  # (rows, linears, terms)
         per_row = diverse.nanmean(-1) * len(pairs)  # the mean over defined terms, times their nominal number

@@ -100,14 +100,14 @@ def token_graph(
     k = min(neighbours, tokens - 1)
     pairs = diversity.pairs_of(modality)
     cosine = torch.empty(len(outputs), tokens, tokens, device=attention.device)
-    means = []
     for row, output in zip(cosine, outputs):
         units = diversity.unit(output)
         torch.mm(units, units.T, out=row)
-        if within == "mean":
-            means.append(diversity.mean_similarities(units, diversity.membership(modality, pairs)))
     cosine.diagonal(dim1=1, dim2=2).fill_(-math.inf)  # a token is not its own neighbour
-    similarity = torch.stack(means) if within == "mean" else diversity.positive_similarities(cosine, modality, pairs)
+    if within == "mean":
+        similarity = diversity.mean_similarities(outputs, diversity.membership(modality, pairs))
+    else:
+        similarity = diversity.positive_similarities(cosine, modality, pairs)
     rho = similarity.nanmean(-1)  # (L,), NaN if no term is defined
     # Undefined, or 1 up to rounding: all tokens are alike, and the first pick is enough.
     bound = torch.where(rho < 1 - 1e-6, threshold * (1 - rho).clamp(min=0).sqrt(), math.inf)
