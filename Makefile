@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test book quality train adapt clean
+.PHONY: help install demo test book quality train adapt adapt-av clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ train: $(READY)  ## train mini-llava-next again, from nothing; go on where it wa
 
 adapt: $(READY)  ## train smol-llava-next's tower, projector and updates again; go on where it was stopped
 	$(BIN)/python -m tamp.shipped.adapting --out data/smol-llava-next --threads 2
+
+adapt-av: $(READY)  ## the same of smol-videollama2
+	$(BIN)/python -m tamp.shipped.clip_training --out data/smol-videollama2 --threads 2
 
 clean:  ## remove the virtual environment and what the targets wrote
 	rm -rf $(VENV) _build demo.html notebooks/results

@@ -23,7 +23,12 @@ SETS = (*pictures.SIZES, "facts", clips.NAME)
 """Shipped sets, any number of fresh questions from a seed: about pictures in the words of the mini model, about larger
 pictures in plain English, about facts, without pictures, and about clips with sound, written into the cache."""
 
-OWN_SETS = {"mini-llava-next": "mini-vqa", "smol-llava-next": "smol-vqa", "smollm2-135m-instruct": "facts"}
+OWN_SETS = {
+    "mini-llava-next": "mini-vqa",
+    "smol-llava-next": "smol-vqa",
+    "smol-videollama2": clips.NAME,
+    "smollm2-135m-instruct": "facts",
+}
 """Model to the shipped set made for it."""
 
 _PARTS = {

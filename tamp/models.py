@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from tamp import videollama2
 from tamp.errors import UserError, unknown
-from tamp.shipped import smol, smollm2
+from tamp.shipped import smol, smol_av, smollm2
 from tamp.shipped.places import data_folder
 
 VISUAL, AUDIO, TEXT, PADDING = 0, 1, 2, -1
 MODALITY_NAMES = {VISUAL: "visual", AUDIO: "audio", TEXT: "text"}
 PLACEHOLDERS = {"image": VISUAL, "video": VISUAL, "audio": AUDIO}
 SHIPPED = ("mini-llava-next",)
-FETCHED = {smol.NAME: smol.folder, smollm2.NAME: smollm2.folder}  # name: makes its folder, once
+FETCHED = {kind.NAME: kind.folder for kind in (smol, smol_av, smollm2)}  # name: makes its folder, once
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     """Load a model and its processor.
 
     Args:
-        name_or_path: a shipped name (``"mini-llava-next"``), one over weights that are fetched once (``"smol-llava-next"``,
-            see :mod:`tamp.shipped.smol`, or ``"smollm2-135m-instruct"`` alone), a local folder, or a hub id such as
-            ``"llava-hf/llama3-llava-next-8b-hf"``. Only safetensors are read and no remote code is run.
+        name_or_path: a shipped name (``"mini-llava-next"``), one over weights that are fetched once (``"smol-llava-next"``
+            and ``"smol-videollama2"``, see :mod:`tamp.shipped.smol`, or ``"smollm2-135m-instruct"`` alone), a local folder,
+            or a hub id such as ``"llava-hf/llama3-llava-next-8b-hf"``. Only safetensors are read and no remote code is run.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ...
         dtype: ``"auto"`` (as stored; float32 instead of half precision on a CPU), ``"float32"``, ``"bfloat16"`` or
             ``"float16"``.

@@ -59,7 +59,7 @@ class TestFiles:
         assert first.startswith("# ") and f"notebooks/{path.name})" in first and "**In this chapter**" in first
         assert len(notebook.cells) <= 40 and len({cell.id for cell in notebook.cells}) == len(notebook.cells)
         names = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(parameters.source).body}
-        assert names.keys() >= PARAMETERS and names["MODEL"] == "mini-llava-next"
+        assert names.keys() >= PARAMETERS and names["MODEL"] == chapters.MODELS.get(path.stem, "mini-llava-next")
         last = notebook.cells[-1].source
         assert "## In plain words" in last and "## Exercises" in last and last.count("<summary>Solution</summary>") == 2
         assert any(f"results/{path.stem}.json" in cell.source for cell in code(notebook))
@@ -159,6 +159,11 @@ def check(chapter: str, found: dict, sparsity: float) -> None:
         assert all(
             got == pytest.approx(sparsity, abs=1e-4) for name, got in found["sparsity"].items() if ":" not in name
         )
+    elif chapter == "06_audio_video":
+        assert found["nll"]["dense"] == min(found["nll"].values())
+        assert found["similarity"].keys() == {"vv", "aa", "ll", "va", "vl", "al"}
+        assert sum(found["picked"].values()) == pytest.approx(1, abs=1e-3)
+        assert found["silence"]["paper"]["aa"] > found["silence"]["plain"]["aa"]
     else:
         assert chapter == "05_benchmarks"
         assert found["nll"]["dense"] < min(found["nll"]["wanda"], found["nll"]["tamp"])

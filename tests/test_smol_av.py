@@ -1,5 +1,7 @@
 """smol-videollama2: how it is put together, what its towers are taught, and how it is trained."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,24 @@ def test_towers_are_taught_what_is_heard_and_when(clip):
         7: ["tone", "low", "2", "three"],
     }
     assert not labels[:, 4:].any()
+
+
+def test_a_lesson_asks_the_tasks_and_what_they_are_made_of(clip):
+    first, second = clip.movers
+    clip = dataclasses.replace(clip, movers=(dataclasses.replace(first, flash=2), second))
+    easy, hard = (clip_training.lesson(clip, np.random.default_rng(0), hard) for hard in (False, True))
+    assert dict(easy).items() >= {
+        "What moves, in order?": "red circle right, blue ring down",
+        "What flashes, in order?": "red circle, cyan square, blue ring",
+        "In which half second is the first sound?": "one",
+        "In which half second does the cyan square flash?": "three",
+    }.items()
+    assert dict(hard).items() >= {"Which way do the green crosses move?": "none"}.items()
+    own = {clips.ask(task, clip)[0]: task for task in clips.TASKS}
+    counts = [[own.get(text) for text, _ in made] for made in (easy, hard)]
+    assert not {"moving", "sync", "first"} & set(counts[0]) and {"moving", "sync", "first"} <= set(counts[1])
+    assert all(clips.ask(own[text], clip)[1] == answer for text, answer in (*easy, *hard) if text in own)
+    assert all(answer == "yes" for text, answer in hard if "after the first sound" in text)
 
 
 def test_some_clips_go_through_a_file(clip):

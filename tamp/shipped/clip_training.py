@@ -48,15 +48,18 @@ class ClipRecipe(AdaptingRecipe):
         towers_steps, towers_rate: Length and largest learning rate of the first stage.
         tower_clips: Clips in a step of the first two stages.
         clips: Clips in a step of the last stage, each with the exchanges of :func:`lesson`.
+        hard_from: Share of the language stage from which on :func:`lesson` is a hard one.
         through_files: How many clips of a step, in any stage, go through a video file.
     """
 
     towers_steps: int = 600
     towers_rate: float = 2e-3
-    alignment_steps: int = 120
-    language_steps: int = 640
+    projector_rate: float = 0.03
+    alignment_steps: int = 240
+    language_steps: int = 480
     tower_clips: int = 24
     clips: int = 8
+    hard_from: float = 0.25
     through_files: int = 2
     held_out: int = 200
     check_every: int = 50
@@ -116,31 +119,40 @@ def audio_labels(clip: Clip, tokens: int) -> np.ndarray:
     return labels.reshape(-1)
 
 
-def lesson(clip: Clip, random: np.random.Generator) -> list[tuple[str, str]]:
-    """Make the exchanges about a clip: the tasks, of the easy ones one only, and what has to be known for the hard ones."""
+def lesson(clip: Clip, random: np.random.Generator, hard: bool = True) -> list[tuple[str, str]]:
+    """Make the exchanges about a clip: tasks, of the easy ones one only, and what has to be read off the clip for them.
+
+    Args:
+        clip: What they are about.
+        random: Source of randomness.
+        hard: Whether to ask what takes several steps: counting, and comparing sound with flashes.
+    """
     turned = dataclasses.replace(clip, movers=clip.movers[::-1])
-    either = (clip, turned)[random.integers(2)]
+    seen = clips.actors(clip)
+    moving = [actor for actor in sorted(seen, key=lambda actor: actor.start) if actor.way]
+    flashing = sorted((*clip.movers, clip.lamp), key=lambda actor: actor.flash)
     asked = [
         ("direction", clip),
         ("direction", turned),
-        ("order", either),
-        ("moving", clip),
-        ("sync", clip),
-        ("first", clip),
-        ("first", turned),
+        ("order", (clip, turned)[random.integers(2)]),
         (EASY[random.integers(len(EASY))], clip),
     ]
-    moving = [actor.way for actor in sorted(clip.crowd, key=lambda actor: actor.start) if actor.way]
     told = [
-        (f"Which way do the {clips.plural(clip.crowd[0].name)} move?", ", ".join(moving) or "none"),
+        ("What moves, in order?", ", ".join(f"{actor.name} {actor.way}" for actor in moving)),
+        ("What flashes, in order?", ", ".join(actor.name for actor in flashing)),
         ("In which half second is the first sound?", HALVES[int(2 * clip.sound.onsets[0])]),
+        (f"In which half second does the {clip.lamp.name} flash?", HALVES[2 * clip.lamp.flash // clips.FPS]),
     ]
-    for actor in (*clip.movers, clip.lamp):
-        told.append((f"In which half second does the {actor.name} flash?", HALVES[2 * actor.flash // clips.FPS]))
-        moment = clip.sound.onsets[0] * clips.FPS
-        when, right = (("before", actor.flash < moment), ("after", actor.flash > moment))[random.integers(2)]
-        told.append((f"Does the {actor.name} flash {when} the first sound?", YES_NO[not right]))
-    return [*(clips.ask(task, one)[:2] for task, one in asked), *told]
+    if hard:
+        asked += [("moving", clip), ("sync", clip), ("first", clip), ("first", turned)]
+        one, moment = flashing[random.integers(len(flashing))], clip.sound.onsets[0] * clips.FPS
+        when, right = (("before", one.flash < moment), ("after", one.flash > moment))[random.integers(2)]
+        ways = [actor.way for actor in moving if actor in clip.crowd]
+        told += [
+            (f"Which way do the {clips.plural(clip.crowd[0].name)} move?", ", ".join(ways) or "none"),
+            (f"Does the {one.name} flash {when} the first sound?", YES_NO[not right]),
+        ]
+    return [*(clips.ask(task, each)[:2] for task, each in asked), *told]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +269,7 @@ class ClipTrainer(AdaptingTrainer):
         config, writing = self.model.config, self.writing
         heard = banks.shape[1] // FRAMES_PER_TOKEN * MEL_PATCHES
         media_ids = [config.video_token_id] * self.processor.visual_tokens + [config.audio_token_id] * heard
-        asked = [lesson(clip, random) for clip in made]
+        asked = [lesson(clip, random, progress >= self.recipe.hard_from) for clip in made]
         rows = pack_rows([*writing.start, *media_ids, *writing.after], asked, writing)
         return [
             Watched(**vars(rows), pixels=pixels, banks=banks),

@@ -162,8 +162,27 @@ def detail_table(recorded: dict, level: float) -> str:
     return "\n".join([*lines, "", note])
 
 
-def search_line(recorded: dict, method: str) -> str:
-    """Tell what the confirmation of the search found, in a sentence."""
+def senses_table(recorded: dict) -> str:
+    """Write accuracy per task on whole clips, and without what is heard or seen."""
+    conditions = recorded["conditions"]
+    whole = conditions["whole"]
+    lines = ["| task | " + " | ".join(conditions) + " | chance |", "|---" * (len(conditions) + 2) + "|"]
+    for task, row in whole.items():
+        shares = [100 * rows[task]["accuracy"] for rows in conditions.values()]
+        lines.append(
+            f"| {task} | " + " | ".join(f"{share:.0f}" for share in shares) + f" | {100 * row['chance']:.0f} |"
+        )
+    low, high = evaluation.wilson(0.5, next(iter(whole.values()))["n"])
+    note = (
+        f"{sum(row['n'] for row in whole.values()):,} questions, the same in every column; a 95 % interval is at most "
+        f"{50 * (high - low):.0f} points either way."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def search_line(short: str) -> str:
+    """Tell what the search on a model chose and its confirmation found, in a sentence."""
+    recorded, method = read(f"{short}_confirmation"), search.chosen(read(f"{short}_choice"))
     said = []
     for level in comparison.levels(recorded):
         found = {name: comparison.cells_of(recorded, name, level) for name in (method, *search.REFERENCES)}
@@ -174,7 +193,7 @@ def search_line(recorded: dict, method: str) -> str:
         said.append(
             f"{points:.1f} % [{low:.1f}, {high:.1f}] right at {comparison.level_name(level)} sparsity, instead of {others}"
         )
-    return f"`{method}`: {'; '.join(said)}."
+    return f"* `{recorded['model']}`, `{method}`: {'; '.join(said)}."
 
 
 def outlier_table(recorded: dict) -> str:
@@ -239,7 +258,9 @@ def cost_table(pruning: dict, selection: dict) -> str:
     lines = ["| | in units of Wanda | of one forward pass |", "|---|---|---|"]
     for name, ratio in pruning["over_wanda"].items():
         lines.append(f"| `{name}` | {ratio:.2f} | {pruning['over_forward'][name]:.2f} |")
+    passes = ", ".join(f"{ratio:.2f} (`{name}`)" for name, ratio in pruning["allocation_over_forward"].items())
     note = (
+        f"An allocation's pass over all samples, in units of one forward pass: {passes}.\n\n"
         f"{pruning['samples']} samples on `mini-llava-next`, medians of {pruning['rounds']} rounds side by side on one "
         f"core. AMIA's selection at {selection['tokens']:,} tokens of width {selection['width']:,} takes "
         f"{selection['amia_over_floor']:.2f} times its floor (normalise, one `u @ u.T`, one `topk`, one `exp`). Forced to "
@@ -256,7 +277,7 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
         ("quality", quality_table(read("mini_quality"))),
         ("smol", quality_table(read("smol_quality"))),
         ("half", detail_table(read("smol_quality"), 0.5)),
-        ("search", search_line(read("mini_confirmation"), search.chosen(read("mini_choice")))),
+        ("search", "\n".join(map(search_line, ("mini", "smol")))),
         ("outliers", outlier_table(read("outliers"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
     ):
@@ -264,6 +285,8 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
     for mark, content in (
         ("training", training_table(training_record("mini-llava-next"))),
         ("adapting", training_table(training_record("smol-llava-next"))),
+        ("watching", training_table(training_record("smol-videollama2"))),
+        ("senses", senses_table(read("senses"))),
         ("control", control_table(read("das_control"))),
         ("real", real_table(read("smollm2_text"))),
         ("files", file_table()),
@@ -283,8 +306,9 @@ def main() -> None:
     for page, text in zip(pages, refreshed(*(page.read_text() for page in pages))):
         page.write_text(text)
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
-    for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol")):
+    for short in ("mini", "smol"):
         figures.grid_figure(read(f"{short}_quality")).savefig(recording.RESULTS / f"{short}_quality.png", dpi=150)
+    for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol"), ("smol-videollama2", "smol_av")):
         training_figure(training_record(model), recording.RESULTS / f"{short}_training.png")
 
 
