@@ -17,10 +17,12 @@ import real_lm
 import repeatability
 import search
 import selection_speed
+import senses
 import tiny
 import torch
 
 from tamp import PRESETS, Recipe, comparison, grid
+from tamp.shipped import clips
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,6 +202,19 @@ def test_the_chapters_show_what_they_found_on_the_real_language_model(chapter):
     assert (found["sparsity"], found["n"]) == tuple(chapters.PARAMETERS.values())
     assert found["model"] == chapters.MODELS.get(chapter, chapters.USUAL)
     assert found.get("questions", chapters.QUESTIONS[chapter]) == chapters.QUESTIONS[chapter]
+
+
+def test_the_model_with_ears_needs_them_and_its_eyes():
+    """Recorded: every task far over chance on whole clips; at chance without the sense that it is about."""
+    conditions = recorded("senses")["conditions"]
+    assert list(conditions) == list(senses.CONDITIONS)
+    for name, needed in (("without sound", clips.TASKS[3:]), ("without frames", (*clips.TASKS[:3], *clips.TASKS[6:]))):
+        for task, row in conditions[name].items():
+            whole = conditions["whole"][task]
+            assert whole["low"] > row["chance"] + 0.2
+            assert row["high"] < whole["low"] if task in needed else row["high"] >= whole["low"]
+        over = [conditions[name][task]["accuracy"] - conditions[name][task]["chance"] for task in needed]
+        assert sum(over) / len(over) < 0.05, name
 
 
 def test_outliers_are_measured_and_drawn(tmp_path):

@@ -48,7 +48,10 @@ class ClipRecipe(AdaptingRecipe):
         towers_steps, towers_rate: Length and largest learning rate of the first stage.
         tower_clips: Clips in a step of the first two stages.
         clips: Clips in a step of the last stage, each with the exchanges of :func:`lesson`.
+        language_horizon: Steps that the language stage is laid out for; it is left early, while its rate still counts.
         hard_from: Share of the language stage from which on :func:`lesson` is a hard one.
+        refinement_steps, refinement_rate: Length and largest learning rate of the second round, of :func:`timing_lesson`.
+        timing_steps, timing_rate: The same of the third.
         through_files: How many clips of a step, in any stage, go through a video file.
     """
 
@@ -56,7 +59,12 @@ class ClipRecipe(AdaptingRecipe):
     towers_rate: float = 2e-3
     projector_rate: float = 0.03
     alignment_steps: int = 240
-    language_steps: int = 480
+    language_steps: int = 380
+    language_horizon: int = 480
+    refinement_steps: int = 100
+    refinement_rate: float = 7e-4
+    timing_steps: int = 120
+    timing_rate: float = 1e-3
     tower_clips: int = 24
     clips: int = 8
     hard_from: float = 0.25
@@ -155,6 +163,31 @@ def lesson(clip: Clip, random: np.random.Generator, hard: bool = True) -> list[t
     return [*(clips.ask(task, each)[:2] for task, each in asked), *told]
 
 
+def timing_lesson(clip: Clip, random: np.random.Generator, last: bool = False) -> list[tuple[str, str]]:
+    """Make the exchanges of the second round: what flashes when beside the sound, counting, and one of the rest.
+
+    Args:
+        clip: What they are about.
+        random: Source of randomness.
+        last: Whether this is the third round, which asks less of the rest.
+    """
+    turned = dataclasses.replace(clip, movers=clip.movers[::-1])
+    moment = clip.sound.onsets[0] * clips.FPS
+    flashing = sorted((*clip.movers, clip.lamp), key=lambda actor: actor.flash)
+    before, after = ([actor.name for actor in flashing if sign * (actor.flash - moment) > 0] for sign in (-1, 1))
+    together = clip.lamp.flash == moment
+    known = ("direction", "order", "first", *EASY) if last else ("direction", "order", *EASY)
+    asked = ["sync", "moving", *([] if last else ["first"]), known[random.integers(len(known))]]
+    heard = f"sound with {clip.lamp.name}" if together else "sound"
+    return [
+        *(clips.ask(task, (clip, turned)[random.integers(2)])[:2] for task in asked),
+        *([] if last else [("What happens, in order?", ", ".join([*before, heard, *after]))]),
+        ("What flashes at the moment of the first sound?", clip.lamp.name if together else "nothing"),
+        (f"Does the {clip.lamp.name} flash before the first sound?", YES_NO[clip.lamp.flash >= moment]),
+        (f"Does the {clip.lamp.name} flash after the first sound?", YES_NO[clip.lamp.flash <= moment]),
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Watched(Rows):
     """Questions about clips as one batch; pixels and filter banks as of :func:`sensed`."""
@@ -178,7 +211,8 @@ def answer_logits(model: VideoLlama2ForConditionalGeneration, batch: Rows) -> to
 class ClipTrainer(AdaptingTrainer):
     """smol-videollama2 in training: weights in float32, each step computed in bfloat16."""
 
-    STAGES = ("towers", "alignment", "language")
+    STAGES = ("towers", "alignment", "language", "refinement", "timing")
+    CHECKED = ("language", "refinement", "timing")
     KIT = smol_av
 
     def __init__(self, recipe: ClipRecipe, seed: int):
@@ -263,13 +297,25 @@ class ClipTrainer(AdaptingTrainer):
         loss.backward()
         return loss.item()
 
+    def _horizon(self) -> int:
+        return self.recipe.language_horizon if self.STAGES[self.stage] == "language" else self._steps()
+
+    def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
+        return self._language_loss(random, progress)
+
+    def _timing_loss(self, random: np.random.Generator, progress: float) -> float:
+        return self._language_loss(random, progress)
+
     def _batches(self, random: np.random.Generator, progress: float) -> list[Rows]:
         made = [clips.make_clip(random) for _ in range(self.recipe.clips)]
         pixels, banks = sensed(made, self.recipe.through_files)
         config, writing = self.model.config, self.writing
         heard = banks.shape[1] // FRAMES_PER_TOKEN * MEL_PATCHES
         media_ids = [config.video_token_id] * self.processor.visual_tokens + [config.audio_token_id] * heard
-        asked = [lesson(clip, random, progress >= self.recipe.hard_from) for clip in made]
+        if self.STAGES[self.stage] == "language":
+            asked = [lesson(clip, random, progress >= self.recipe.hard_from) for clip in made]
+        else:
+            asked = [timing_lesson(clip, random, self.STAGES[self.stage] == "timing") for clip in made]
         rows = pack_rows([*writing.start, *media_ids, *writing.after], asked, writing)
         return [
             Watched(**vars(rows), pixels=pixels, banks=banks),

@@ -240,7 +240,11 @@ def ask(task: str, clip: Clip) -> tuple[str, str, tuple[str, ...]]:
         return f"Which moves first, the {one.name} or the {other.name}?", names[other.start < one.start], names
     if task == "moving":
         moving = sum(actor.way is not None for actor in clip.crowd)
-        return f"How many of the {plural(clip.crowd[0].name)} move?", str(moving), tuple(map(str, range(len(clip.crowd) + 1)))
+        return (
+            f"How many of the {plural(clip.crowd[0].name)} move?",
+            str(moving),
+            tuple(map(str, range(len(clip.crowd) + 1))),
+        )
     if task == "kind":
         return "What kind of sound is there?", clip.sound.kind, KINDS
     if task == "pitch":
