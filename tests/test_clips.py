@@ -14,10 +14,9 @@ import tamp
 from tamp import models
 from tamp.errors import UserError
 from tamp.shipped import clips
+from tamp.shipped.clips import BOTH, HEARD, SEEN
 from tamp.shipped.drawing import COLOURS
 from tamp.videollama2 import media
-
-SEEN, HEARD, BOTH = clips.TASKS[:3], clips.TASKS[3:6], clips.TASKS[6:]
 
 
 @pytest.fixture(scope="module")

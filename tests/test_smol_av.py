@@ -44,9 +44,7 @@ def test_it_answers_about_files(smolav):
     assert scores["accuracy"].mean() >= 0.8
 
 
-@pytest.mark.parametrize(
-    ("without", "lost"), [("sound", clips.TASKS[3:]), ("frames", (*clips.TASKS[:3], *clips.TASKS[6:]))]
-)
+@pytest.mark.parametrize(("without", "lost"), clips.WITHOUT.items())
 def test_muted_or_blanked_it_is_reduced_to_guessing(smolav, without, lost, tmp_path):
     """The recorded run of `senses.py` asks more; here, far from what it answers about whole clips."""
     asked = clips.questions(160, seed=3, tasks=lost, without=without, folder=tmp_path)

@@ -234,9 +234,6 @@ class SmolTrainer(AdaptingTrainer):
             return 1.0
         return self.recipe.projector_rate if "multi_modal_projector" in name else None
 
-    def _horizon(self) -> int:
-        return self.recipe.language_horizon if self.STAGES[self.stage] == "language" else self._steps()
-
     def _labelled_pictures(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         rows, columns = SINGLE_SIZES[random.integers(len(SINGLE_SIZES))]
         tiles = 1 + rows * columns // 16

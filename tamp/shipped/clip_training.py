@@ -138,7 +138,7 @@ def lesson(clip: Clip, random: np.random.Generator, hard: bool = True) -> list[t
     turned = dataclasses.replace(clip, movers=clip.movers[::-1])
     seen = clips.actors(clip)
     moving = [actor for actor in sorted(seen, key=lambda actor: actor.start) if actor.way]
-    flashing = sorted((*clip.movers, clip.lamp), key=lambda actor: actor.flash)
+    flashing = _flashing(clip)
     asked = [
         ("direction", clip),
         ("direction", turned),
@@ -153,8 +153,8 @@ def lesson(clip: Clip, random: np.random.Generator, hard: bool = True) -> list[t
     ]
     if hard:
         asked += [("moving", clip), ("sync", clip), ("first", clip), ("first", turned)]
-        one, moment = flashing[random.integers(len(flashing))], clip.sound.onsets[0] * clips.FPS
-        when, right = (("before", one.flash < moment), ("after", one.flash > moment))[random.integers(2)]
+        one = flashing[random.integers(len(flashing))]
+        when, right = (("before", one.flash < clip.moment), ("after", one.flash > clip.moment))[random.integers(2)]
         ways = [actor.way for actor in moving if actor in clip.crowd]
         told += [
             (f"Which way do the {clips.plural(clip.crowd[0].name)} move?", ", ".join(ways) or "none"),
@@ -172,10 +172,9 @@ def timing_lesson(clip: Clip, random: np.random.Generator, last: bool = False) -
         last: Whether this is the third round, which asks less of the rest.
     """
     turned = dataclasses.replace(clip, movers=clip.movers[::-1])
-    moment = clip.sound.onsets[0] * clips.FPS
-    flashing = sorted((*clip.movers, clip.lamp), key=lambda actor: actor.flash)
-    before, after = ([actor.name for actor in flashing if sign * (actor.flash - moment) > 0] for sign in (-1, 1))
-    together = clip.lamp.flash == moment
+    before = [actor.name for actor in _flashing(clip) if actor.flash < clip.moment]
+    after = [actor.name for actor in _flashing(clip) if actor.flash > clip.moment]
+    together = clip.lamp.flash == clip.moment
     known = ("direction", "order", "first", *EASY) if last else ("direction", "order", *EASY)
     asked = ["sync", "moving", *([] if last else ["first"]), known[random.integers(len(known))]]
     heard = f"sound with {clip.lamp.name}" if together else "sound"
@@ -183,9 +182,14 @@ def timing_lesson(clip: Clip, random: np.random.Generator, last: bool = False) -
         *(clips.ask(task, (clip, turned)[random.integers(2)])[:2] for task in asked),
         *([] if last else [("What happens, in order?", ", ".join([*before, heard, *after]))]),
         ("What flashes at the moment of the first sound?", clip.lamp.name if together else "nothing"),
-        (f"Does the {clip.lamp.name} flash before the first sound?", YES_NO[clip.lamp.flash >= moment]),
-        (f"Does the {clip.lamp.name} flash after the first sound?", YES_NO[clip.lamp.flash <= moment]),
+        (f"Does the {clip.lamp.name} flash before the first sound?", YES_NO[clip.lamp.flash >= clip.moment]),
+        (f"Does the {clip.lamp.name} flash after the first sound?", YES_NO[clip.lamp.flash <= clip.moment]),
     ]
+
+
+def _flashing(clip: Clip) -> list[clips.Actor]:
+    """List what flashes, in order."""
+    return sorted((*clip.movers, clip.lamp), key=lambda actor: actor.flash)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +221,7 @@ class ClipTrainer(AdaptingTrainer):
 
     def __init__(self, recipe: ClipRecipe, seed: int):
         super().__init__(recipe, seed)
-        # Fused attention in bfloat16 takes twice as long on a CPU.
+        # With a mask of its own, fused attention in bfloat16 is the slower one on a CPU.
         self.worker.model.language_model.set_attn_implementation("eager")
 
     def _learn_words(self, model: VideoLlama2ForConditionalGeneration) -> dict[str, int]:
@@ -297,14 +301,7 @@ class ClipTrainer(AdaptingTrainer):
         loss.backward()
         return loss.item()
 
-    def _horizon(self) -> int:
-        return self.recipe.language_horizon if self.STAGES[self.stage] == "language" else self._steps()
-
-    def _refinement_loss(self, random: np.random.Generator, progress: float) -> float:
-        return self._language_loss(random, progress)
-
-    def _timing_loss(self, random: np.random.Generator, progress: float) -> float:
-        return self._language_loss(random, progress)
+    _refinement_loss = _timing_loss = AdaptingTrainer._language_loss
 
     def _batches(self, random: np.random.Generator, progress: float) -> list[Rows]:
         made = [clips.make_clip(random) for _ in range(self.recipe.clips)]

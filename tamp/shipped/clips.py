@@ -34,8 +34,11 @@ NAME = "smol-avqa"
 SIDE, FRAMES, FPS = 64, 8, 4
 """Edge of a frame in pixels, frames in a clip, frames per second."""
 
-TASKS = ("direction", "order", "moving", "kind", "pitch", "sounds", "sync", "first")
-"""Every task, in the order in which a round asks them: three about the picture, three about the sound, two about both."""
+SEEN, HEARD, BOTH = ("direction", "order", "moving"), ("kind", "pitch", "sounds"), ("sync", "first")
+"""Tasks about the picture, about the sound, and about both."""
+
+TASKS = (*SEEN, *HEARD, *BOTH)
+"""Every task, in the order in which a round asks them."""
 
 WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 """Direction to steps down and to the right."""
@@ -51,7 +54,8 @@ MOMENTS = (0, 4)
 LENGTH, PAUSE, LAST = 0.08, 0.2, 1.88
 """Of sounds, in seconds: how long each is, the least silence between two, and the latest beginning."""
 
-WITHOUT = ("sound", "frames")
+WITHOUT = {"sound": (*HEARD, *BOTH), "frames": (*SEEN, *BOTH)}
+"""Part of a clip that can be left out to the tasks that are guessing then."""
 
 _GRID, _CELL, _SIZE, _STEP, _STEPS = 4, 16, 9, 3, 2  # cells along an edge; pixels; steps of a move, one per frame
 _PALETTE = tuple(COLOURS)
@@ -109,6 +113,11 @@ class Clip:
     crowd: tuple[Actor, Actor, Actor]
     sound: Sound
     seed: int
+
+    @property
+    def moment(self) -> float:
+        """The frame with which the first sound begins."""
+        return self.sound.onsets[0] * FPS
 
 
 def make_clip(random: np.random.Generator) -> Clip:
@@ -233,18 +242,14 @@ def ask(task: str, clip: Clip) -> tuple[str, str, tuple[str, ...]]:
     """
     one, other = clip.movers
     names = (one.name, other.name)
-    moment = clip.sound.onsets[0] * FPS  # the frame with which the first sound begins
     if task == "direction":
         return f"Which way does the {one.name} move?", one.way, tuple(WAYS)
     if task == "order":
         return f"Which moves first, the {one.name} or the {other.name}?", names[other.start < one.start], names
     if task == "moving":
+        text = f"How many of the {plural(clip.crowd[0].name)} move?"
         moving = sum(actor.way is not None for actor in clip.crowd)
-        return (
-            f"How many of the {plural(clip.crowd[0].name)} move?",
-            str(moving),
-            tuple(map(str, range(len(clip.crowd) + 1))),
-        )
+        return text, str(moving), tuple(map(str, range(len(clip.crowd) + 1)))
     if task == "kind":
         return "What kind of sound is there?", clip.sound.kind, KINDS
     if task == "pitch":
@@ -253,9 +258,9 @@ def ask(task: str, clip: Clip) -> tuple[str, str, tuple[str, ...]]:
         return "How many sounds are there?", str(len(clip.sound.onsets)), tuple(map(str, range(1, MOST_SOUNDS + 1)))
     if task == "sync":
         text = f"Does the {clip.lamp.name} flash at the moment of the first sound?"
-        return text, YES_NO[clip.lamp.flash != moment], YES_NO
+        return text, YES_NO[clip.lamp.flash != clip.moment], YES_NO
     text = f"After the first sound, which flashes first, the {one.name} or the {other.name}?"
-    return text, min((actor.flash, actor.name) for actor in clip.movers if actor.flash > moment)[1], names
+    return text, min((actor.flash, actor.name) for actor in clip.movers if actor.flash > clip.moment)[1], names
 
 
 def write(clip: Clip, folder: str | Path, without: str | None = None) -> Path:

@@ -139,8 +139,8 @@ class Trainer:
         return getattr(self.recipe, f"{self.STAGES[self.stage]}_steps")
 
     def _horizon(self) -> int:
-        """Tell for how many steps the present stage's learning rate and data are laid out."""
-        return self._steps()
+        """Tell for how many steps rate and data of the present stage are laid out: more than it has if it is left early."""
+        return getattr(self.recipe, f"{self.STAGES[self.stage]}_horizon", self._steps())
 
     def _begin_stage(self) -> None:
         """Choose the parameters to train, and give them a fresh optimiser."""

@@ -96,10 +96,14 @@ def training_figure(record: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def header(*columns: str) -> list[str]:
+    """Begin a table."""
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+
 def heading(levels: list[float | str], what: str) -> list[str]:
     """Begin a table with a column per level."""
-    names = " | ".join(map(comparison.level_name, levels))
-    return [f"| {what} | {names} |", "|---|" + "---|" * len(levels)]
+    return header(what, *map(comparison.level_name, levels))
 
 
 def quality_table(recorded: dict) -> str:
@@ -133,7 +137,7 @@ def detail_table(recorded: dict, level: float) -> str:
     shown = [cell for cell in recorded["cells"] if cell["sparsity"] in (0.0, level)]
     scores = comparison.scores({"cells": shown}).set_index("method")
     gains = pd.DataFrame(recorded["differences"]).set_index(["method", "sparsity"])
-    columns = (
+    lines = header(
         f"at {comparison.level_name(level)}",
         "accuracy %",
         f"against {recorded['compared_to'].capitalize()}",
@@ -144,7 +148,6 @@ def detail_table(recorded: dict, level: float) -> str:
         "facts %",
         "seconds",
     )
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for method, row in scores.iterrows():
         gain = "–"
         if (method, level) in gains.index:
@@ -166,7 +169,7 @@ def senses_table(recorded: dict) -> str:
     """Write accuracy per task on whole clips, and without what is heard or seen."""
     conditions = recorded["conditions"]
     whole = conditions["whole"]
-    lines = ["| task | " + " | ".join(conditions) + " | chance |", "|---" * (len(conditions) + 2) + "|"]
+    lines = header("task", *conditions, "chance")
     for task, row in whole.items():
         shares = [100 * rows[task]["accuracy"] for rows in conditions.values()]
         lines.append(
