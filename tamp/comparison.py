@@ -5,6 +5,7 @@ calibration seed, each with its scores and, packed into hexadecimal, which of th
 some weights, the same in every cell, it dropped.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -54,41 +55,53 @@ def mean(cells: list[dict], key: str) -> float:
     return sum(cell[key] for cell in cells) / len(cells)
 
 
+def pairs(cells: list[dict], base: list[dict]) -> list[tuple[dict, dict]]:
+    """Match the cells of two methods that saw the same calibration samples.
+
+    A method with but one cell, as one that looks at no samples has, goes with every cell of the other.
+    """
+    alone = 1 in (len(cells), len(base))
+    return [(cell, other) for cell in cells for other in base if alone or cell["seed"] == other["seed"]]
+
+
 def interval(cells: list[dict], base: list[dict] | None = None, draws: int = DRAWS) -> tuple[float, float, float]:
-    """Average accuracy in per cent over seeds, with a 95 % bootstrap interval over questions and seeds.
+    """Average accuracy in per cent over seeds, with a 95 % bootstrap interval over questions and calibration seeds.
+
+    Three seeds tell little of how much calibration sets differ: the interval is then a rough one.
 
     Args:
         cells: one per calibration seed, over the same questions.
-        base: subtract these, on the same questions drawn.
+        base: subtract these, question by question and seed by seed (:func:`pairs`).
         draws: bootstrap samples.
 
     Returns:
-        (mean, low, high), in per cent or, with a base, percentage points.
+        (mean, low, high), in per cent or, with a base, percentage points; NaN if no seed is common to both.
     """
+    if base is None:
+        found = [unpack(cell).astype(float) for cell in cells]
+    else:
+        found = [unpack(cell).astype(float) - unpack(other) for cell, other in pairs(cells, base)]
+    if not found:
+        return np.nan, np.nan, np.nan
+    points = 100 * np.stack(found)  # (seeds, questions)
     random = np.random.default_rng(0)
-    right = np.stack([unpack(cell) for cell in cells]).astype(float)  # (seeds, questions)
-    minus = np.stack([unpack(cell) for cell in base]).astype(float) if base else np.zeros_like(right[:1])
-    drawn = []
-    for _ in range(draws):
-        questions = random.integers(right.shape[1], size=right.shape[1])
-        some = random.integers(len(right), size=len(right))
-        other = random.integers(len(minus), size=len(minus))
-        drawn.append(right[np.ix_(some, questions)].mean() - minus[np.ix_(other, questions)].mean())
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return 100 * (right.mean() - minus.mean()), 100 * low, 100 * high
+    seeds, questions = (random.multinomial(n, np.full(n, 1 / n), draws) / n for n in points.shape)  # shares, (draws, n)
+    drawn = (seeds @ points * questions).sum(axis=1)
+    return points.mean(), *np.percentile(drawn, [2.5, 97.5])
 
 
 def differences(grid: dict[str, Any], to: str = "wanda") -> pd.DataFrame:
-    """Compare every method with one of them on the same questions.
+    """Compare every method with one of them on the same questions and calibration sets.
 
     Returns:
-        A row per method and level: method, sparsity, points (difference in accuracy), low and high (its 95 % interval).
+        A row per method and level, where they have a calibration seed in common: method, sparsity, points (difference in
+        accuracy), low and high (its 95 % interval).
     """
     rows = []
     for level in levels(grid):
         base = cells_of(grid, to, level)
         for method in methods(grid):
-            if method != to and base and (cells := cells_of(grid, method, level)):
+            if method != to and pairs(cells := cells_of(grid, method, level), base):
                 points, low, high = (round(value, 1) for value in interval(cells, base))
                 rows.append({"method": method, "sparsity": level, "points": points, "low": low, "high": high})
     return pd.DataFrame(rows)
@@ -140,20 +153,15 @@ def overlaps(grid: dict[str, Any], level: float | str) -> pd.DataFrame:
         seeds of the method, NaN if it has but one.
     """
     found = {
-        method: {cell["seed"]: unpack(cell, "mask") for cell in cells if "mask" in cell}
+        method: cells
         for method in methods(grid)
-        if (cells := cells_of(grid, method, level))
+        if (cells := [cell for cell in cells_of(grid, method, level) if "mask" in cell])
     }
-    found = {method: dropped for method, dropped in found.items() if dropped}
 
     def overlap(one: str, other: str) -> float:
-        pairs = [
-            (a, b)
-            for seed, a in found[one].items()
-            for second, b in found[other].items()
-            if (seed < second if one == other else seed == second or len(found[one]) == 1 or len(found[other]) == 1)
-        ]
-        return np.mean([(a & b).sum() / max(1, (a | b).sum()) for a, b in pairs]) if pairs else np.nan
+        couples = itertools.combinations(found[one], 2) if one == other else pairs(found[one], found[other])
+        masks = [(unpack(cell, "mask"), unpack(second, "mask")) for cell, second in couples]
+        return np.mean([(a & b).sum() / max(1, (a | b).sum()) for a, b in masks]) if masks else np.nan
 
     return pd.DataFrame({one: {other: overlap(one, other) for other in found} for one in found})
 
