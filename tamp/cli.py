@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-DEMO = {"smol-llava-next": (0.5, 300, 16), "mini-llava-next": (0.7, 1000, 64)}
-"""Model to the demo's sparsity, questions and calibration samples."""
+DEMO = {"smol-llava-next": (0.5, 300, 16, "smol_quality"), "mini-llava-next": (0.7, 1000, 64, "mini_quality")}
+"""Model to the demo's sparsity, questions, calibration samples, and the recorded grid that it shows beside them."""
 DEMO_METHODS = ("magnitude", "wanda", "tamp")
 DEMO_CLAIMS = (("tamp", "wanda"), ("wanda", "magnitude"))  # better, worse: of the TAMP and the Wanda paper
 DEBUG_HINT = "Run again with --debug to see where."
@@ -287,12 +287,13 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     import tamp
-    from tamp import conversations, evaluation, figures, report
+    from tamp import comparison, conversations, evaluation, figures, report
 
     start = time.perf_counter()
+    *usual, recorded = DEMO[options.model]
     sparsity, limit, n = (
-        usual if given is None else given
-        for given, usual in zip((options.sparsity, options.limit, options.n), DEMO[options.model])
+        default if given is None else given
+        for given, default in zip((options.sparsity, options.limit, options.n), usual)
     )
     recipes = {preset: tamp.Recipe.preset(preset, sparsity=sparsity) for preset in DEMO_METHODS}
     model, processor = tamp.load(options.model, options.device, options.dtype)
@@ -315,6 +316,7 @@ def _demo(options: argparse.Namespace) -> None:
     totals.insert(0, "sparsity", [0.0, *(100 * reports[name].sparsity for name in DEMO_METHODS)])
     tasks = every.pivot(index="task", columns="model", values="accuracy")[list(scores)].reindex(scores["dense"]["task"])
     claims = _claims(answered)
+    grid = report.recorded(recorded)
     print(totals.round(2).to_string(), claims.to_string(index=False), sep="\n\n")
     page = report.write_html(
         options.out,
@@ -324,6 +326,11 @@ def _demo(options: argparse.Namespace) -> None:
             ("What the literature says, and what these questions say (points of accuracy, 95 % interval)", claims),
             ("Accuracy per task (%)", tasks),
             ("", figures.accuracy_figure(scores)),
+            (f"Every method, as recorded on {grid['questions']:,} other questions", figures.grid_figure(grid)),
+            (
+                "Recorded accuracy, in per cent of the dense model's",
+                comparison.retention(grid).rename(columns=comparison.level_name).round(1),
+            ),
             *((f"How {name} pruned", made) for name, made in reports.items()),
         ],
     )

@@ -9,7 +9,7 @@ import pytest
 import tiny_videollama2
 
 import tamp
-from tamp import cli, pruning
+from tamp import cli, comparison, pruning
 
 
 def run(*arguments):
@@ -57,7 +57,9 @@ def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(word in said for word in ("dense", "magnitude", "wanda", "tamp", str(page)))
     text = page.read_text()
-    assert text.count("<img") == 4 and "Accuracy per task" in text
+    assert text.count("<img") == 5 and "Accuracy per task" in text
+    kept = comparison.retention(tamp.report.recorded("mini_quality")).loc["sparsegpt", 0.7]
+    assert "<th>sparsegpt</th>" in text and f"<td>{kept:.1f}</td>" in text  # beside what is recorded of every method
     assert "tamp keeps more than wanda" in said and "wanda keeps more than magnitude" in text
 
 
