@@ -141,6 +141,15 @@ def scores(grid: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tasks(grid: dict[str, Any], level: float | str) -> pd.DataFrame:
+    """Average accuracy per task over calibration seeds, in per cent: tasks by methods, the dense model first."""
+    found = {"dense": cells_of(grid, "dense", 0.0)}
+    found |= {method: cells for method in methods(grid) if (cells := cells_of(grid, method, level))}
+    return pd.DataFrame(
+        {method: 100 * pd.DataFrame([cell["tasks"] for cell in cells]).mean() for method, cells in found.items()}
+    )
+
+
 def overlaps(grid: dict[str, Any], level: float | str) -> pd.DataFrame:
     """Compare what methods drop at a level: intersection over union of the dropped weights.
 

@@ -219,3 +219,12 @@ def test_scores_are_means_with_intervals_and_retention(made):
     share = table.loc["wanda", "accuracy"] / table.loc["dense", "accuracy"]
     assert table.loc["wanda", "retention"] == pytest.approx(100 * share)
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
+
+
+def test_tasks_are_means_over_seeds_of_the_methods_that_were_run(made):
+    table = comparison.tasks(made[0], 0.7)
+    cells = comparison.cells_of(made[0], "wanda", 0.7)
+    assert list(table) == ["dense", *comparison.methods(made[0])] and list(table.index) == list(cells[0]["tasks"])
+    for task, share in table["wanda"].items():
+        assert share == pytest.approx(50 * (cells[0]["tasks"][task] + cells[1]["tasks"][task]))
+    assert list(comparison.tasks(made[0], 0.1)) == ["dense"]

@@ -1,4 +1,4 @@
-"""Run the chapters of the book on real language models and keep what each found, for the default runs to show.
+"""Run the chapters of the book on a real language model and keep what each found, for the default runs to show.
 
     python tests/benchmarks/chapters.py [00_quickstart ...]
 
@@ -12,16 +12,13 @@ import tempfile
 import papermill
 import recording
 
-PARAMETERS = {"SPARSITY": 0.5, "N_CALIBRATION": 16}
-MODELS = {"06_audio_video": "smol-videollama2"}
-USUAL = "smol-llava-next"
-QUESTIONS = {  # by chapter: most for the one whose scores are also the README's
+PARAMETERS = {"MODEL": "smol-llava-next", "SPARSITY": 0.5, "N_CALIBRATION": 16}
+QUESTIONS = {  # by chapter
     "00_quickstart": 100,
     "01_token_diversity": 100,
     "02_sparsity_allocation": 100,
     "03_token_selection": 100,
     "04_pruning": 200,
-    "06_audio_video": 400,
 }
 
 
@@ -45,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("chapters", nargs="*", default=list(QUESTIONS))
     for chapter in parser.parse_args(arguments).chapters:
         with tempfile.TemporaryDirectory() as folder:
-            asked = {"MODEL": MODELS.get(chapter, USUAL), "N_QUESTIONS": QUESTIONS[chapter]}
-            made = run(chapter, PARAMETERS | asked, recording.Path(folder))
+            made = run(chapter, PARAMETERS | {"N_QUESTIONS": QUESTIONS[chapter]}, recording.Path(folder))
             target = recording.RESULTS / "chapters" / made.name
             target.parent.mkdir(exist_ok=True)
             shutil.copy(made, target)

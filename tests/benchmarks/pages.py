@@ -11,6 +11,7 @@ from pathlib import Path
 
 import outliers
 import pandas as pd
+import quality
 import real_lm
 import recording
 import search
@@ -311,7 +312,7 @@ def main() -> None:
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     for short in ("mini", "smol"):
         figures.grid_figure(read(f"{short}_quality")).savefig(recording.RESULTS / f"{short}_quality.png", dpi=150)
-    for model, short in (("mini-llava-next", "mini"), ("smol-llava-next", "smol"), ("smol-videollama2", "smol_av")):
+    for model, short in quality.SHORT.items():
         training_figure(training_record(model), recording.RESULTS / f"{short}_training.png")
 
 

@@ -14,8 +14,8 @@ import recording
 import tamp
 
 EVALUATION_SEED = 7
+SEEDS = (0, 1, 2)
 METHODS = tuple(tamp.PRESETS)
-RECORDED = ("magnitude", "wanda", "sparsegpt", "text", "das", "amia", "tamp")
 PER_BLOCK = ("das:das_granularity=block", "tamp:das_granularity=block")
 GRIDS = {
     "mini-llava-next": (
@@ -28,8 +28,8 @@ GRIDS = {
             calibration_samples=64,
             dtype="float32",
         ),
-        RECORDED,
-        (0.5, 0.6, 0.7, 0.8),
+        METHODS,
+        (0.5, 0.6, 0.7, 0.8, "2:4", "4:8"),
     ),
     "smol-llava-next": (
         tamp.Settings(
@@ -45,13 +45,31 @@ GRIDS = {
         (*METHODS, *PER_BLOCK),
         (0.5, 0.4, 0.6, 0.3, "2:4", "4:8"),
     ),
+    "smol-videollama2": (
+        tamp.Settings(
+            model="smol-videollama2",
+            benchmark="smol-avqa",
+            calibration="smol-avqa",
+            questions=500,
+            evaluation_seed=EVALUATION_SEED,
+            calibration_samples=16,
+            dtype="bfloat16",
+            text=True,
+        ),
+        METHODS,
+        (0.5, 0.4),
+    ),
 }
 """Model to (settings, methods, levels, the most informative first)."""
 
 
+SHORT = {"mini-llava-next": "mini", "smol-llava-next": "smol", "smol-videollama2": "smol_av"}
+"""Shipped model to the first part of the names of its recorded files."""
+
+
 def name(model: str, what: str = "quality") -> str:
     """Name a recorded file of a model, such as its grid's."""
-    return f"{model.split('-')[0]}_{what}"
+    return f"{SHORT[model]}_{what}"
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -60,7 +78,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--model", default="smol-llava-next", choices=GRIDS)
     parser.add_argument("--levels", nargs="+", help="these only")
     parser.add_argument("--methods", nargs="+", help="these only")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the calibration samples")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of the calibration samples")
     parser.add_argument("--limit", type=int, help="questions")
     parser.add_argument("--n", type=int, help="calibration samples")
     parser.add_argument("--workers", type=int)
