@@ -128,7 +128,7 @@ def quality_table(recorded: dict) -> str:
         f"Dense: {100 * dense['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({dense['nll']:.2f}). "
         f"{dense['n']:,} fresh questions, {recorded['calibration_samples']} calibration samples, "
         f"{' or '.join(map(str, sorted(seeds)))} calibration seeds (magnitude needs none); in brackets 95 % intervals, "
-        "bootstrapped over questions and seeds."
+        "bootstrapped over questions and seeds; with three seeds they are rough."
     )
     return "\n".join([*lines, "", note])
 
