@@ -1,4 +1,4 @@
-"""Reading a recorded grid of runs: means, 95 % intervals, and paired differences on the same questions.
+"""Reading a recorded grid of runs: means, 95 % intervals, and paired differences on the same questions and samples.
 
 A grid is what :func:`tamp.compare` records: ``cells``, one per method, level (a sparsity, or a pattern such as "2:4") and
 calibration seed, each with its scores and, packed into hexadecimal, which of the same questions it got right and which of
