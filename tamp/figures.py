@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tamp import comparison
+from tamp.recipe import Recipe
 
 MODALITIES = {"visual": "#d1813f", "text": "#3d7ea6", "audio": "#8a5a9e"}
 METHODS = {
@@ -20,9 +21,9 @@ METHODS = {
     "sparsegpt": "#b3923b",
     "text": "#57a9c9",
     "owl": "#2f7f78",
-    "alphapruning": "#a8a23a",
+    "alphapruning": "#8e5ea2",
     "ecoflap": "#7b5d3f",
-    "atv": "#1f9e5a",
+    "atv": "#1d4e89",
     "das": "#6aa84f",
     "amia": "#d07ba5",
     "tamp": "#c2373d",
@@ -55,6 +56,14 @@ def style() -> None:
 def color_of(method: str) -> str:
     """Return the colour of a method, which is its preset's whatever is changed about it."""
     return METHODS[method.partition(":")[0]]
+
+
+def marker_of(method: str) -> str:
+    """Return the marker of a method: a square if it allocates, a triangle if it chooses tokens, a diamond if both."""
+    recipe = Recipe.spelled(method)
+    return {(False, False): "o", (True, False): "s", (False, True): "^", (True, True): "D"}[
+        recipe.allocation != "uniform", recipe.tokens != "all"
+    ]
 
 
 def split_at(axis: Axes, modality: Tensor) -> None:
@@ -159,6 +168,8 @@ def accuracy_figure(scores: dict[str, pd.DataFrame]) -> Figure:
 def grid_figure(grid: dict[str, Any], methods: Sequence[str] | None = None, text: bool = True) -> Figure:
     """Draw accuracy, likelihood of the answers and, where measured, perplexity of text against sparsity.
 
+    Markers tell what a method does, see :func:`marker_of`.
+
     Args:
         grid: a recorded grid, see :mod:`tamp.comparison`.
         methods: which to draw; all of them by default.
@@ -177,7 +188,7 @@ def grid_figure(grid: dict[str, Any], methods: Sequence[str] | None = None, text
             color = color_of(method)
             line = {"color": color, "ls": ":" if ":" in method else "-", "lw": 2.4 if method == "tamp" else 1.3}
             values = [scale * comparison.mean(some, key) for some in cells.values()]
-            axis.plot(list(cells), values, label=method, marker="o", ms=3.5, **line)
+            axis.plot(list(cells), values, label=method, marker=marker_of(method), ms=4, **line)
             if key == "accuracy" and cells:
                 low, high = zip(*(comparison.interval(some)[1:] for some in cells.values()))
                 axis.fill_between(list(cells), low, high, color=color, alpha=0.13, lw=0)

@@ -18,6 +18,18 @@ def test_every_method_has_a_colour_of_its_own_that_no_modality_has():
     assert set(models.MODALITY_NAMES.values()) == set(figures.MODALITIES)
 
 
+def test_markers_tell_what_a_method_does():
+    shared, chosen, both = (
+        ("owl", "alphapruning", "ecoflap", "das"),
+        ("text", "atv", "amia"),
+        ("tamp", "das:tokens=text"),
+    )
+    assert {figures.marker_of(method) for method in shared} == {"s"}
+    assert {figures.marker_of(method) for method in chosen} == {"^"}
+    assert {figures.marker_of(method) for method in both} == {"D"}
+    assert {figures.marker_of(method) for method in ("magnitude", "wanda", "sparsegpt")} == {"o"}
+
+
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (64, 32), (48, 80), (100, 40)])
 def test_the_grids_count_the_tokens_that_the_processor_writes(shipped, size):
     """Also where the full view is cropped to the picture's shape."""
