@@ -254,7 +254,10 @@ def _compare(options: argparse.Namespace) -> None:
     for heading, table in parts:
         print(f"{heading}\n{table.to_string()}\n")
     if options.page:
-        drawn = [("", figures.grid_figure(made))] if any(isinstance(x, float) for x in comparison.levels(made)) else []
+        levels = comparison.levels(made)
+        drawn = [("", figures.grid_figure(made))] if any(isinstance(level, float) for level in levels) else []
+        if made["differences"]:
+            drawn.append(("", figures.difference_figure(made, levels, made["compared_to"])))
         report.write_html(options.page, f"tamp: methods compared on {options.model}", drawn + parts)
     print(f"recorded in {options.out}")
 

@@ -103,8 +103,8 @@ def differences(grid: dict[str, Any], to: str = "wanda") -> pd.DataFrame:
         for method in methods(grid):
             if method != to and pairs(cells := cells_of(grid, method, level), base):
                 points, low, high = (round(value, 1) for value in interval(cells, base))
-                rows.append({"method": method, "sparsity": level, "points": points, "low": low, "high": high})
-    return pd.DataFrame(rows)
+                rows.append((method, level, points, low, high))
+    return pd.DataFrame(rows, columns=["method", "sparsity", "points", "low", "high"])
 
 
 def scores(grid: dict[str, Any]) -> pd.DataFrame:

@@ -202,3 +202,28 @@ def grid_figure(grid: dict[str, Any], methods: Sequence[str] | None = None, text
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     return figure
+
+
+def difference_figure(grid: dict[str, Any], levels: Sequence[float | str], to: str = "wanda") -> Figure:
+    """Draw what every method gains over one of them, in points of accuracy with 95 % intervals, a panel per level.
+
+    Args:
+        grid: a recorded grid, see :mod:`tamp.comparison`.
+        levels: sparsities or patterns of the grid.
+        to: the method that all are compared with.
+    """
+    rows = comparison.differences(grid, to)
+    names = [method for method in comparison.methods(grid) if method in set(rows["method"])][::-1]
+    size = 1.6 + 3.2 * len(levels), 0.32 * len(names) + 0.9
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    for axis, level in zip(figure.subplots(1, len(levels), sharey=True, squeeze=False)[0], levels):
+        axis.axvline(0, color=METHODS["dense"], lw=0.8)
+        for row in rows[rows["sparsity"] == level].itertuples():
+            line = {"color": color_of(row.method), "ls": ":" if ":" in row.method else "-", "lw": 2}
+            height = names.index(row.method)
+            axis.plot([row.low, row.high], [height, height], **line)
+            axis.plot(row.points, height, marker_of(row.method), color=line["color"], ms=5)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xlabel(f"points of accuracy against {to} at {comparison.level_name(level)}")
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -83,7 +83,7 @@ def test_methods_are_compared_with_tables_and_a_page(tmp_path, capsys):
     said = capsys.readouterr().out
     for word in ("Accuracy less that of wanda", "Overlap of the dropped weights at 4:8", "tamp:das_cap=0.2", str(out)):
         assert word in said
-    assert page.read_text().count("<img") == 1
+    assert page.read_text().count("<img") == 2
 
 
 def test_videos_and_sounds_work_like_pictures(tmp_path, capsys):

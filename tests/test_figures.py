@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tamp import conversations, figures, models
+from tamp import comparison, conversations, figures, models
 from tamp.recipe import PRESETS
 from tamp.report import recorded
 from tamp.shipped.pictures import Question
@@ -82,3 +82,15 @@ def test_accuracy_is_drawn_with_a_bar_per_task_and_model():
     )
     figure = figures.accuracy_figure({"dense": table, "mine": table})
     assert len(figure.axes[0].patches) == 4
+
+
+def test_differences_are_drawn_in_the_order_of_the_methods_with_their_intervals():
+    grid = recorded("mini_quality")
+    figure = figures.difference_figure(grid, [0.7, "2:4"], to="amia")
+    assert len(figure.axes) == 2 and "amia at 2:4" in figure.axes[1].get_xlabel()
+    methods = [method for method in comparison.methods(grid) if method != "amia"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == methods[::-1]
+    rows = comparison.differences(grid, "amia").set_index(["sparsity", "method"])
+    points = dict(zip(methods, (line.get_xdata()[0] for line in figure.axes[0].lines[2::2])))
+    assert points["tamp"] == rows.loc[(0.7, "tamp"), "points"] > 10
+    figures.difference_figure({"cells": [cell for cell in grid["cells"] if cell["method"] == "amia"]}, [0.7], "amia")

@@ -281,6 +281,7 @@ def refreshed(readme: str, data_page: str) -> tuple[str, str]:
         ("quality", quality_table(read("mini_quality"))),
         ("smol", quality_table(read("smol_quality"))),
         ("half", detail_table(read("smol_quality"), 0.5)),
+        ("sound", quality_table(read("smol_av_quality"))),
         ("search", "\n".join(map(search_line, ("mini", "smol")))),
         ("outliers", outlier_table(read("outliers"))),
         ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),

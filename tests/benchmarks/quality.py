@@ -17,6 +17,13 @@ EVALUATION_SEED = 7
 SEEDS = (0, 1, 2)
 METHODS = tuple(tamp.PRESETS)
 PER_BLOCK = ("das:das_granularity=block", "tamp:das_granularity=block")
+PRETRAINED = {
+    "questions": 500,
+    "evaluation_seed": EVALUATION_SEED,
+    "calibration_samples": 16,
+    "dtype": "bfloat16",  # as the 7B models run
+    "text": True,
+}
 GRIDS = {
     "mini-llava-next": (
         tamp.Settings(
@@ -32,30 +39,12 @@ GRIDS = {
         (0.5, 0.6, 0.7, 0.8, "2:4", "4:8"),
     ),
     "smol-llava-next": (
-        tamp.Settings(
-            model="smol-llava-next",
-            benchmark="smol-vqa",
-            calibration="smol-vqa",
-            questions=500,
-            evaluation_seed=EVALUATION_SEED,
-            calibration_samples=16,
-            dtype="bfloat16",  # as the 7B models run
-            text=True,
-        ),
+        tamp.Settings(model="smol-llava-next", benchmark="smol-vqa", calibration="smol-vqa", **PRETRAINED),
         (*METHODS, *PER_BLOCK),
         (0.5, 0.4, 0.6, 0.3, "2:4", "4:8"),
     ),
     "smol-videollama2": (
-        tamp.Settings(
-            model="smol-videollama2",
-            benchmark="smol-avqa",
-            calibration="smol-avqa",
-            questions=500,
-            evaluation_seed=EVALUATION_SEED,
-            calibration_samples=16,
-            dtype="bfloat16",
-            text=True,
-        ),
+        tamp.Settings(model="smol-videollama2", benchmark="smol-avqa", calibration="smol-avqa", **PRETRAINED),
         METHODS,
         (0.5, 0.4),
     ),
