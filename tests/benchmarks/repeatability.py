@@ -1,6 +1,6 @@
 """How much of a mask depends on the number of threads or on what is picked together, and what that does to answers.
 
-    python tests/benchmarks/repeatability.py [--models smol-llava-next]
+    python tests/benchmarks/repeatability.py [--models smol-videollama2]
 
 Statistics are summed in a fixed order, so that only the forward pass itself can differ: torch's kernels split their work by
 the number of threads and round differently.
@@ -15,7 +15,11 @@ import torch
 import tamp
 from tamp import evaluation, models, pruning
 
-ASKED = {"mini-llava-next": ("mini-vqa", 32, 0.6), "smol-llava-next": ("smol-vqa", 16, 0.5)}
+ASKED = {
+    "mini-llava-next": ("mini-vqa", 32, 0.6),
+    "smol-llava-next": ("smol-vqa", 16, 0.5),
+    "smol-videollama2": ("smol-avqa", 16, 0.5),
+}
 """Model to its set, samples and sparsity."""
 PRESETS = ("wanda", "sparsegpt", "das", "amia", "tamp")
 
