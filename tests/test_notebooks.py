@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path.stem for path in NOTEBOOKS]
 PARAMETERS = {"MODEL", "SPARSITY", "N_CALIBRATION", "SEED", "DEVICE"}
+FAST = ("mini-llava-next", "smol-videollama2")  # shipped, and quick on a CPU
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=CHAPTERS)
 
 
@@ -59,7 +60,7 @@ class TestFiles:
         assert first.startswith("# ") and f"notebooks/{path.name})" in first and "**In this chapter**" in first
         assert len(notebook.cells) <= 40 and len({cell.id for cell in notebook.cells}) == len(notebook.cells)
         names = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(parameters.source).body}
-        assert names.keys() >= PARAMETERS and names["MODEL"] == chapters.MODELS.get(path.stem, "mini-llava-next")
+        assert names.keys() >= PARAMETERS and names["MODEL"] in FAST
         last = notebook.cells[-1].source
         assert "## In plain words" in last and "## Exercises" in last and last.count("<summary>Solution</summary>") == 2
         assert any(f"results/{path.stem}.json" in cell.source for cell in code(notebook))
