@@ -224,7 +224,7 @@ def difference_figure(grid: dict[str, Any], levels: Sequence[float | str], to: s
             axis.plot([row.low, row.high], [height, height], **line)
             axis.plot(row.points, height, marker_of(row.method), color=line["color"], ms=5)
         axis.set_yticks(range(len(names)), names)
-        axis.set_title(f"at {comparison.level_name(level)}", fontsize=10)
+        axis.set(xlabel=f"points against {to}")
+        axis.set_title(f"accuracy at {comparison.level_name(level)}", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(f"points of accuracy against {to}", fontsize=10)
     return figure
