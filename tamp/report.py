@@ -102,11 +102,12 @@ class Report:
         )
 
     def figure(self) -> "Figure":
-        """Draw sparsity per linear and error per block."""
+        """Draw sparsity per linear and, where it was measured, error per block."""
         from matplotlib.figure import Figure
 
         from tamp.figures import LINEARS, METHODS
 
+        errors = self.table.groupby("block")["error"].first().dropna()
         figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2, width_ratios=[2, 1])
         for color, (name, rows) in zip(LINEARS * 4, self.table.groupby("linear", sort=False)):
@@ -116,10 +117,10 @@ class Report:
         left.set_ylim(min(left.get_ylim()[0], target - 12), max(left.get_ylim()[1], target + 12))
         left.axhline(target, color=METHODS["dense"], ls="dotted", lw=1)
         left.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        errors = self.table.groupby("block")["error"].first()
         right.plot(errors.index, errors, "o-", ms=4, color=METHODS["dense"])
         right.set_ylim(bottom=0)
         right.set(xlabel="block", ylabel="relative error", title="error of the block's output")
+        right.set_visible(not errors.empty)
         return figure
 
 
@@ -167,8 +168,8 @@ def write_html(path: str | Path, title: str, parts: list[tuple[str, Any]]) -> Pa
     style = (
         "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
         "table{border-collapse:collapse;font-size:14px}td,th{padding:.25rem .7rem;text-align:right;"
-        "border-bottom:1px solid #ddd}div.wide{overflow-x:auto}img{max-width:100%}pre{overflow-x:auto;background:#f6f6f6;"
-        "padding:1rem;font-size:13px}"
+        "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}div.wide{overflow-x:auto}"
+        "img{max-width:100%}pre{overflow-x:auto;background:#f6f6f6;padding:1rem;font-size:13px}"
     )
     path = Path(path)
     path.write_text(
@@ -180,7 +181,10 @@ def write_html(path: str | Path, title: str, parts: list[tuple[str, Any]]) -> Pa
 
 def _content(content: Any) -> str:
     if isinstance(content, pd.DataFrame):
-        return f"<div class=wide>{content.to_html(border=0, float_format='{:g}'.format, na_rep='–')}</div>"
+        if not isinstance(content.index, pd.RangeIndex):
+            content = content.rename_axis(index=content.index.name or "", columns=None).reset_index()
+        table = content.to_html(border=0, float_format="{:g}".format, na_rep="–", index=False, justify="inherit")
+        return f"<div class=wide>{table}</div>"
     if isinstance(content, Report):
         return f"<pre>{html.escape(str(content))}</pre>{_content(content.figure())}"
     if hasattr(content, "savefig"):
