@@ -59,7 +59,7 @@ def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     text = page.read_text()
     assert text.count("<img") == 5 and "Accuracy per task" in text
     kept = comparison.retention(tamp.report.recorded("mini_quality")).loc["sparsegpt", 0.7]
-    assert "<th>sparsegpt</th>" in text and f"<td>{kept:.1f}</td>" in text  # beside what is recorded of every method
+    assert "<td>sparsegpt</td>" in text and f"<td>{kept:.1f}</td>" in text  # beside what is recorded of every method
     assert "tamp keeps more than wanda" in said and "wanda keeps more than magnitude" in text
 
 

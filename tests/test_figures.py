@@ -3,10 +3,11 @@
 import matplotlib
 import pandas as pd
 import pytest
+import tiny
 import torch
 
-from tamp import comparison, conversations, figures, models
-from tamp.recipe import PRESETS
+from tamp import comparison, conversations, figures, models, pruning
+from tamp.recipe import PRESETS, Recipe
 from tamp.report import recorded
 from tamp.shipped.pictures import Question
 
@@ -95,3 +96,12 @@ def test_differences_are_drawn_in_the_order_of_the_methods_with_their_intervals(
     points = dict(zip(methods, (line.get_xdata()[0] for line in figure.axes[0].lines[2::2])))
     assert points["tamp"] == rows.loc[(0.7, "tamp"), "points"] > 10
     figures.difference_figure({"cells": [cell for cell in grid["cells"] if cell["method"] == "amia"]}, [0.7], "amia")
+
+
+@pytest.mark.parametrize(("preset", "measured"), [("wanda", True), ("magnitude", False)])
+def test_a_report_draws_the_error_of_its_blocks_where_it_is_known(preset, measured):
+    """Magnitude pruning sees no samples, so there is no error to draw."""
+    model, samples = tiny.build("llama")
+    sparsity, errors = pruning.prune(model, samples, Recipe.preset(preset, sparsity=0.5), progress=False).figure().axes
+    assert sparsity.get_visible() and errors.get_visible() == measured
+    assert len(errors.lines[0].get_xdata()) == measured * len(model.model.layers)
