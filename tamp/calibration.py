@@ -34,10 +34,18 @@ class Captured:
     kwargs: list[dict]
     modality: Tensor
 
+    def call(self, block: nn.Module, position: int) -> Tensor | tuple:
+        """Call a block, the ``position``-th of the model, on the current hidden states; return what it returns."""
+        return block(self.hidden, **self.kwargs[position])
+
     def run(self, block: nn.Module, position: int) -> Tensor:
         """Call a block, the ``position``-th of the model, on the current hidden states; (B, T, d)."""
-        output = block(self.hidden, **self.kwargs[position])
-        return output[0] if isinstance(output, tuple) else output
+        return hidden_of(self.call(block, position))
+
+
+def hidden_of(output: Tensor | tuple) -> Tensor:
+    """Return the hidden states among what a block returns, which some models wrap in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 class Done(Exception):
@@ -64,6 +72,22 @@ def hooks(*handles) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def skipped(stack: Sequence[nn.Module], output: Tensor | tuple | None) -> Iterator[None]:
+    """Let forward passes skip blocks: each returns ``output``, what the last of them returned before, without computing."""
+    own = [vars(block).get("forward") for block in stack]  # of the instance, as offloading sets it
+    try:
+        for block in stack:
+            block.forward = lambda *args, **kwargs: output
+        yield
+    finally:
+        for block, forward in zip(stack, own):
+            if forward:
+                block.forward = forward
+            else:
+                del block.forward
 
 
 @torch.no_grad()
@@ -143,7 +167,7 @@ def _enter(model: nn.Module, batch: dict, stack: list[nn.Module], stop_at_first:
 
     def after(block, args, result):
         nonlocal left
-        left = result[0] if isinstance(result, tuple) else result
+        left = hidden_of(result)
         if len(kwargs) == len(stack):
             raise Done
 

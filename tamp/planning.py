@@ -1,5 +1,6 @@
 """Pass 1: from the dense model and a recipe to a plan, how many weights each linear drops."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ def das_scores(
     Raises:
         UserError: if activations are not finite, or no sample has two tokens to compare.
     """
-    walkers = [calibration.Captured(batch.hidden, batch.kwargs, batch.modality) for batch in captured]
+    walkers = list(map(copy.copy, captured))
     present = sorted({code for batch in captured for code in batch.modality.unique().tolist() if code >= 0})
     pairs = diversity.pairs_of(torch.tensor(present))
     padded = [bool((batch.modality < 0).any()) for batch in captured]
@@ -79,7 +80,7 @@ def owl_scores(
     Returns:
         One score per linear, the same for all of a block.
     """
-    walkers = [calibration.Captured(batch.hidden, batch.kwargs, batch.modality) for batch in captured]
+    walkers = list(map(copy.copy, captured))
     scores = []
     for position, block in enumerate(calibration.steps(stack, "score", progress)):
         linears = models.linears(block)
@@ -121,28 +122,41 @@ def heavy_tail(weight: Tensor) -> float:
     return 1 + count / spread if spread else math.inf
 
 
-def ecoflap_scores(model: nn.Module, samples: Sequence[dict], recipe: Recipe, progress: bool = True) -> list[float]:
+def ecoflap_scores(
+    model: nn.Module,
+    samples: Sequence[dict],
+    captured: list[calibration.Captured],
+    recipe: Recipe,
+    progress: bool = True,
+) -> list[float]:
     """Score every block by its projected gradients, without backpropagation (ECoFLaP, arXiv 2310.02998).
 
     For every block and sample the linears of that block alone are moved by ``ecoflap_step`` along a seeded Gaussian
     direction and back along it; the score is the mean over samples of the absolute difference quotient of the loss. The
-    weights are put back bit for bit.
+    weights are put back bit for bit. The blocks before, which nothing has moved, are not computed again.
 
     Args:
         model: the dense model.
         samples: processor outputs; the loss is the mean negative log-likelihood of their text tokens.
+        captured: the samples as they enter block 0; left as they are.
         recipe: ``ecoflap_step``.
         progress: show a bar.
 
     Returns:
         One score per linear, the same for all of a block.
     """
+    stack = list(models.blocks(model).values())
+    walkers = list(map(copy.copy, captured))
+    outputs: list = [None] * len(samples)  # what the block before returned
     scores = []
-    for position, block in enumerate(calibration.steps(list(models.blocks(model).values()), "score", progress)):
+    for position, block in enumerate(calibration.steps(stack, "score", progress)):
         weights = [linear.weight for linear in models.linears(block).values()]
-        slopes = [
-            abs(slope(model, sample, weights, recipe.ecoflap_step, (position, n))) for n, sample in enumerate(samples)
-        ]
+        slopes = []
+        for n, (sample, walker) in enumerate(zip(samples, walkers)):
+            with calibration.skipped(stack[:position], outputs[n]):
+                slopes.append(abs(slope(model, sample, weights, recipe.ecoflap_step, (position, n))))
+            outputs[n] = walker.call(block, position)
+            walker.hidden = calibration.hidden_of(outputs[n])
         scores += [float(f"{sum(slopes) / len(slopes):.6g}")] * len(weights)
     return scores
 
@@ -159,10 +173,11 @@ def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, se
         seed: of the direction, see :func:`direction`.
     """
     before = [weight.clone() for weight in weights]
+    parts = list(direction(weights, seed))
     losses = []
     try:
         for sign in (1, -1):
-            for weight, original, part in zip(weights, before, direction(weights, seed)):
+            for weight, original, part in zip(weights, before, parts):
                 weight.copy_(original.float() + sign * step * part)
             losses.append(text_loss(model, sample).item())
     finally:
@@ -185,7 +200,10 @@ def text_loss(model: nn.Module, sample: dict) -> Tensor:
     asked = (codes[:, 1:] == models.TEXT) & (codes[:, :-1] >= 0)  # (B, T - 1)
     if not asked.any():
         raise UserError("ECoFLaP needs text to predict, and a calibration sample has none.")
-    logits = model(**batch, use_cache=False).logits[:, :-1][asked].float()
+    asking = nn.functional.pad(asked, (0, 1))  # (B, T), the tokens before those to be predicted: only their logits count
+    head = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][asking],))
+    with calibration.hooks(head):
+        logits = model(**batch, use_cache=False).logits.float()  # (asked, vocabulary)
     return nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked])
 
 
@@ -197,7 +215,7 @@ def score(
     samples, captured = samples[some], captured[some]
     stack = list(models.blocks(model).values())
     if recipe.allocation == "ecoflap":
-        return ecoflap_scores(model, samples, recipe, progress)
+        return ecoflap_scores(model, samples, captured, recipe, progress)
     if recipe.allocation == "alphapruning":
         return [heavy_tail(linear.weight) for linear in models.all_linears(model).values()]
     return {"das": das_scores, "owl": owl_scores}[recipe.allocation](stack, captured, recipe, progress)

@@ -151,6 +151,42 @@ def test_ecoflap_measures_the_slope_that_backpropagation_gives(family):
     assert measured == pytest.approx(along.item(), rel=2e-2, abs=1e-5)
 
 
+@EVERY
+def test_ecoflap_scores_are_the_mean_slopes_of_whole_forward_passes_but_compute_half_of_them(family):
+    model, samples = tiny.build(family)
+    stack, step = list(models.blocks(model).values()), 1e-2
+    recipe = Recipe(allocation="ecoflap", ecoflap_step=step)
+    expected, ran = [], []
+    with torch.no_grad():
+        captured = calibration.capture(model, samples, progress=False)
+        for position, block in enumerate(stack):
+            weights = [linear.weight for linear in models.linears(block).values()]
+            slopes = [
+                abs(planning.slope(model, sample, weights, step, (position, n))) for n, sample in enumerate(samples)
+            ]
+            expected += [float(f"{sum(slopes) / len(slopes):.6g}")] * len(weights)
+        firsts = [next(iter(models.linears(block).values())) for block in stack]
+        handles = [
+            linear.register_forward_hook(lambda module, *_: ran.append(firsts.index(module))) for linear in firsts
+        ]
+        with calibration.hooks(*handles):
+            scores = planning.ecoflap_scores(model, samples, captured, recipe, progress=False)
+    assert scores == expected and all(scores)
+    for position in range(len(stack)):  # twice per block that is moved up to this one, and once to go on
+        assert ran.count(position) == (2 * (position + 1) + 1) * len(samples)
+    assert not any("forward" in vars(block) for block in stack)
+
+
+def test_skipped_blocks_have_their_own_forward_again_come_what_may():
+    model, samples = tiny.build("llama")
+    first, second = list(models.blocks(model).values())[:2]
+    second.forward = offloaded = second.forward  # an instance's own, as offloading sets it
+    with pytest.raises(KeyboardInterrupt), calibration.skipped([first, second], torch.zeros(1)):
+        assert first(None) == second(None) == 0
+        raise KeyboardInterrupt
+    assert "forward" not in vars(first) and second.forward is offloaded
+
+
 def test_the_loss_of_ecoflap_is_that_of_the_text_alone():
     model, samples = tiny.build("llava_next")
     sample = samples[1]
