@@ -166,6 +166,7 @@ def test_the_recorded_grids_are_complete(model):
     result, settings = recorded(quality.name(model)), dataclasses.asdict(settings)
     assert list(map(grid.key, result["cells"])) == grid.cells(methods, levels, quality.SEEDS)
     assert {name: result[name] for name in settings} == settings
+    assert comparison.differences(result, result["compared_to"]).to_dict("records") == result["differences"]
 
 
 def test_the_recorded_speeds_meet_their_bounds():
