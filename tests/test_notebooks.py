@@ -1,4 +1,4 @@
-"""The notebooks: clean files, the same results under other parameters, and outputs that a changed method would not give."""
+"""The notebooks: clean files, solutions that run, sound results under other parameters, and that a changed method shows."""
 
 import ast
 import json
@@ -128,10 +128,16 @@ class TestColab:
 
 
 def run(chapter: str, folder: Path, **parameters) -> dict:
-    """Run a chapter under other parameters in an empty folder and return what it found."""
-    known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{chapter}.ipynb"))
-    assert {"SPARSITY", "SEED"} <= known.keys() & parameters.keys()
-    return json.loads(chapters.run(chapter, parameters, folder).read_text())
+    """Run a chapter and the solutions of its exercises under other parameters, and return what the chapter found."""
+    notebook = read(ROOT / "notebooks" / f"{chapter}.ipynb")
+    solutions = re.findall(r"```python\n(.*?)```", notebook.cells[-1].source, re.DOTALL)
+    assert solutions
+    notebook.cells += map(nbformat.v4.new_code_cell, solutions)
+    solved = folder / "solved" / f"{chapter}.ipynb"
+    solved.parent.mkdir()
+    nbformat.write(notebook, solved)
+    assert {"SPARSITY", "SEED"} <= papermill.inspect_notebook(str(solved)).keys() & parameters.keys()
+    return json.loads(chapters.run(solved, parameters, folder).read_text())
 
 
 def check(chapter: str, found: dict, sparsity: float) -> None:

@@ -22,9 +22,8 @@ QUESTIONS = {  # by chapter
 }
 
 
-def run(chapter: str, parameters: dict, folder: recording.Path) -> recording.Path:
+def run(notebook: recording.Path, parameters: dict, folder: recording.Path) -> recording.Path:
     """Run a chapter in a folder and return the file it wrote; parameters it does not have are left out."""
-    notebook = recording.ROOT / "notebooks" / f"{chapter}.ipynb"
     known = papermill.inspect_notebook(str(notebook))
     papermill.execute_notebook(
         str(notebook),
@@ -33,7 +32,7 @@ def run(chapter: str, parameters: dict, folder: recording.Path) -> recording.Pat
         cwd=str(folder),
         progress_bar=False,
     )
-    return folder / "results" / f"{chapter}.json"
+    return folder / "results" / f"{notebook.stem}.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("chapters", nargs="*", default=list(QUESTIONS))
     for chapter in parser.parse_args(arguments).chapters:
         with tempfile.TemporaryDirectory() as folder:
-            made = run(chapter, PARAMETERS | {"N_QUESTIONS": QUESTIONS[chapter]}, recording.Path(folder))
+            notebook = recording.ROOT / "notebooks" / f"{chapter}.ipynb"
+            made = run(notebook, PARAMETERS | {"N_QUESTIONS": QUESTIONS[chapter]}, recording.Path(folder))
             target = recording.RESULTS / "chapters" / made.name
             target.parent.mkdir(exist_ok=True)
             shutil.copy(made, target)
