@@ -107,7 +107,6 @@ class Report:
 
         from tamp.figures import LINEARS, METHODS
 
-        errors = self.table.groupby("block")["error"].first().dropna()
         figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2, width_ratios=[2, 1])
         for color, (name, rows) in zip(LINEARS * 4, self.table.groupby("linear", sort=False)):
@@ -117,6 +116,7 @@ class Report:
         left.set_ylim(min(left.get_ylim()[0], target - 12), max(left.get_ylim()[1], target + 12))
         left.axhline(target, color=METHODS["dense"], ls="dotted", lw=1)
         left.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        errors = self.table.groupby("block")["error"].first().dropna()
         right.plot(errors.index, errors, "o-", ms=4, color=METHODS["dense"])
         right.set_ylim(bottom=0)
         right.set(xlabel="block", ylabel="relative error", title="error of the block's output")
