@@ -200,7 +200,7 @@ def text_loss(model: nn.Module, sample: dict) -> Tensor:
     asked = (codes[:, 1:] == models.TEXT) & (codes[:, :-1] >= 0)  # (B, T - 1)
     if not asked.any():
         raise UserError("ECoFLaP needs text to predict, and a calibration sample has none.")
-    asking = nn.functional.pad(asked, (0, 1))  # (B, T), the tokens before those to be predicted: only their logits count
+    asking = nn.functional.pad(asked, (0, 1))  # (B, T), the tokens before those: no other logits are computed
     head = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][asking],))
     with calibration.hooks(head):
         logits = model(**batch, use_cache=False).logits.float()  # (asked, vocabulary)
