@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from tamp.errors import UserError
 from tamp.report import Report
@@ -70,6 +70,9 @@ def save(
 ) -> Path:
     """Save a model and its processor so that ``from_pretrained`` loads them, all of it or nothing.
 
+    Weights are written in the type they were loaded from: half precision that :func:`tamp.load` widened on a CPU is
+    rounded back, which keeps zeros and untouched weights exactly.
+
     Args:
         model: the model, pruned or not.
         processor: its processor or tokenizer; None to leave it out.
@@ -84,7 +87,8 @@ def save(
         UserError: if the folder exists, or writing fails.
     """
     with finished(folder, overwrite) as beside:
-        model.save_pretrained(beside, safe_serialization=True)
+        model.save_pretrained(beside, state_dict=_as_stored(model))
+        _declare_dtype(beside, model)
         if processor is not None:
             processor.save_pretrained(beside)
         if report is not None:
@@ -95,6 +99,29 @@ def save(
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return Path(folder)
+
+
+def _as_stored(model: nn.Module) -> dict[str, Tensor] | None:
+    """Return the weights in the types they were stored in if :func:`tamp.load` widened them, else None: as they are."""
+    stored = getattr(model, "stored_dtypes", None)
+    if stored is None:
+        return None
+    narrowed: dict[tuple, Tensor] = {}  # one copy of a weight that has two names
+    state = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        state[name] = narrowed.setdefault(key, tensor.to(stored.get(name, tensor.dtype)))
+    return state
+
+
+def _declare_dtype(folder: Path, model: nn.Module) -> None:
+    """Write the stored type into a saved configuration, which transformers fills with the type the model has now."""
+    stored = getattr(model, "stored_dtypes", None)
+    if stored is not None:
+        main = next(dtype for dtype in stored.values() if dtype.is_floating_point)
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, "dtype": str(main).removeprefix("torch.")}, indent=2) + "\n")
 
 
 def sha256(path: Path) -> str:

@@ -299,16 +299,26 @@ def _demo(options: argparse.Namespace) -> None:
         for given, default in zip((options.sparsity, options.limit, options.n), usual)
     )
     recipes = {preset: tamp.Recipe.preset(preset, sparsity=sparsity) for preset in DEMO_METHODS}
+
+    def stage(text: str) -> None:
+        print(f"{time.perf_counter() - start:4.0f} s  {text}", flush=True)
+
+    stage(f"loading {options.model}")
     model, processor = tamp.load(options.model, options.device, options.dtype)
     source = conversations.OWN_SETS[options.model]
+    stage(f"preparing {limit} questions and {n} calibration samples")
     benchmark = evaluation.prepare(processor, source, limit)
     samples = tamp.calibration_set(source, processor, n)
+    stage("evaluating the dense model")
     answered = {"dense": evaluation.answers(model, processor, benchmark, progress=_bars())}
     reports = {}
     for preset, recipe in recipes.items():
         pruned = copy.deepcopy(model)
+        stage(f"pruning by {preset}")
         reports[preset] = tamp.prune(pruned, samples, recipe, _bars())
+        stage(f"evaluating what {preset} left")
         answered[preset] = evaluation.answers(pruned, processor, benchmark, progress=_bars())
+    stage(f"writing {options.out}\n")
     scores = {name: evaluation.summarise(scored) for name, scored in answered.items()}
 
     every = pd.concat(

@@ -7,6 +7,7 @@ which a question sees the prefix and itself, and an answer its own question.
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,8 +194,14 @@ def _decoder_call(model: nn.Module, prefix: dict) -> dict:
     hook = model.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)
     with calibration.hooks(hook), contextlib.suppress(calibration.Done):
         model(**calibration.to_model(model, prefix), use_cache=True)
-    caught.pop("past_key_values", None)
+    caught.pop(_cache_name(model), None)
     return caught
+
+
+def _cache_name(model: nn.Module) -> str:
+    """Return what a model's decoder calls its key-value cache: ``cache`` from transformers 5.24 on."""
+    parameters = inspect.signature(model.get_decoder().forward).parameters
+    return "past_key_values" if "past_key_values" in parameters else "cache"
 
 
 def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
@@ -204,7 +211,8 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
         UserError: if the sequence is longer than the sliding window of the model's attention.
     """
     decoder, config = model.get_decoder(), models.text_config(model)
-    cache = decoder(**call, past_key_values=DynamicCache(config=config)).past_key_values
+    cache = DynamicCache(config=config)
+    decoder(**call, **{_cache_name(model): cache})
     length = cache.get_seq_length()
     device = model.get_input_embeddings().weight.device
     # Each row: token id, distance from the prefix, question, answer (0 for the prompt).
@@ -238,9 +246,9 @@ def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
             inputs_embeds=model.get_input_embeddings()(ids[None]),
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=torch.tensor(wanted, device=device),
+            **{_cache_name(model): cache},
         )
         .logits[0]
         .float()

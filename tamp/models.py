@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from tamp import videollama2
-from tamp.errors import UserError, unknown
+from tamp.errors import UserError, missing_package, unknown
 from tamp.shipped import smol, smol_av, smollm2
 from tamp.shipped.places import data_folder
 
@@ -22,6 +23,9 @@ MODALITY_NAMES = {VISUAL: "visual", AUDIO: "audio", TEXT: "text"}
 PLACEHOLDERS = {"image": VISUAL, "video": VISUAL, "audio": AUDIO}
 SHIPPED = ("mini-llava-next",)
 FETCHED = {kind.NAME: kind.folder for kind in (smol, smol_av, smollm2)}  # name: makes its folder, once
+
+TORCHVISION_FILTERS = {Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
+"""What torchvision resizes tensors with; transformers prefers it to PIL wherever it is installed."""
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +39,14 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
             or a hub id such as ``"llava-hf/llama3-llava-next-8b-hf"``. Only safetensors are read and no remote code is run.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ...
         dtype: ``"auto"`` (as stored; float32 instead of half precision on a CPU), ``"float32"``, ``"bfloat16"`` or
-            ``"float16"``.
+            ``"float16"``. Half precision that was widened on a CPU is saved as half precision again.
 
     Returns:
         (model, processor), the model in evaluation mode; for a text-only model the processor is a tokenizer.
 
     Raises:
-        UserError: if there is no such model, it cannot be fetched, or device or dtype do not exist.
+        UserError: if there is no such model, it cannot be fetched, a package that its processor needs is missing, or
+            device or dtype do not exist.
     """
     name = str(name_or_path)
     device = resolve_device(device)
@@ -70,10 +75,12 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         if isinstance(dtype, str) and dtype != "auto":
             dtype = _dtype(dtype)
         model = architecture.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-        processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        processor = _processor(source)
+    except (OSError, ValueError, ImportError) as error:
         if isinstance(error, UserError):
             raise
+        if isinstance(error, ImportError):
+            raise UserError(f"Could not load {name!r}: {missing_package(error)}") from error
         if isinstance(error, ValueError) and _published_videollama2(source):
             raise UserError(
                 f"{name!r} is a VideoLLaMA 2 as its authors publish it, in their own format: download it and convert it "
@@ -87,10 +94,23 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
             ) from error
         raise UserError(f"Could not load {name!r}: {first}") from error
     if dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
+        model.stored_dtypes = {key: tensor.dtype for key, tensor in model.state_dict().items()}  # what save writes
         model = model.float()  # half precision is slow on most CPUs, and widening loses nothing
     if name in known:
         model.config._name_or_path = name  # what a report calls it, wherever its folder is
     return model.to(device).eval(), processor
+
+
+def _processor(source: str):
+    """Load a model's processor, with PIL's image processor where torchvision lacks the filter that it resizes with."""
+    processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    pictures = getattr(processor, "image_processor", None)
+    resample = getattr(pictures, "resample", None)
+    if resample is not None and Image.Resampling(resample) not in TORCHVISION_FILTERS:
+        processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
+            source, backend="pil", trust_remote_code=False
+        )
+    return processor
 
 
 def _published_videollama2(source: str) -> bool:

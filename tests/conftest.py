@@ -1,7 +1,11 @@
 """What several test files share: the shipped model, loaded once."""
 
 import copy
+import logging
 import os
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,3 +85,43 @@ def _same_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+PACKAGE = str(Path(__file__).parents[1] / "tamp")
+BETWEEN = (f"{os.sep}torch{os.sep}", f"{os.sep}transformers{os.sep}utils{os.sep}", "logging", "warnings.py")
+"""Files that stand between a call and its deprecation warning: modules' ``__call__``, decorators."""
+
+
+def _named() -> str | None:
+    """Return the line of the package that called what warns just now; None if the call came from elsewhere."""
+    frame = sys._getframe(1)
+    while frame and (frame.f_code.co_filename == __file__ or any(part in frame.f_code.co_filename for part in BETWEEN)):
+        frame = frame.f_back
+    ours = frame is not None and frame.f_code.co_filename.startswith(PACKAGE)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if ours else None
+
+
+@pytest.fixture(autouse=True)
+def deprecated_calls(monkeypatch):
+    """Fail a test in which the package calls what transformers says is deprecated."""
+    import transformers  # noqa: F401  its logger is set up once it is imported
+
+    found = set()
+    warn = warnings.warn
+
+    def watch(message, category=None, stacklevel=1, *rest, **settings):
+        if category is FutureWarning and (place := _named()):
+            found.add(f"{place}: {message}")
+        return warn(message, category, stacklevel + 1, *rest, **settings)
+
+    class Watch(logging.Handler):
+        def emit(self, record):
+            if "deprecated" in record.getMessage() and (place := _named()):
+                found.add(f"{place}: {record.getMessage()}")
+
+    handler = Watch(logging.WARNING)
+    logging.getLogger("transformers").addHandler(handler)
+    monkeypatch.setattr(warnings, "warn", watch)
+    yield found
+    logging.getLogger("transformers").removeHandler(handler)
+    assert not found, "\n".join(sorted(found))

@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 IGNORED = "nbval-ignore-output"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+KEPT = ("cellView", "tags")  # of a cell's metadata
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -43,7 +44,7 @@ def refreshed(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 600)
     ).execute()
     fresh.metadata = nbformat.from_dict(METADATA)
     for cell in fresh.cells:
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {})
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if key in cell.metadata})
         if cell.cell_type == "code":
             cell.outputs = [bare(output) for output in cell.outputs if kept(output)]
     old = {cell.id: cell for cell in notebook.cells}

@@ -32,6 +32,35 @@ def test_a_saved_model_loads_with_plain_transformers_and_gives_the_same_logits(m
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_half_precision_that_was_widened_on_a_cpu_is_saved_as_half_precision(shipped, tmp_path, tied):
+    model, processor = tamp.load("mini-llava-next", device="cpu", dtype="bfloat16")
+    if tied:
+        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+        model.tie_weights()
+    model.save_pretrained(tmp_path / "dense")
+    processor.save_pretrained(tmp_path / "dense")
+    model, processor = tamp.load(tmp_path / "dense", device="cpu")
+    assert model.dtype == torch.float32
+    tamp.prune(model, None, tamp.Recipe.preset("magnitude", sparsity=0.5), progress=False)
+    tamp.save(model, processor, tmp_path / "pruned")
+    assert model.dtype == torch.float32
+    size = (tmp_path / "dense" / "model.safetensors").stat().st_size
+    assert (tmp_path / "pruned" / "model.safetensors").stat().st_size == pytest.approx(size, rel=0.01)
+    config = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert config["dtype"] == config["text_config"]["dtype"] == "bfloat16"
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "pruned")
+    assert plain.dtype == torch.bfloat16
+    state = plain.state_dict()
+    assert all(torch.equal(tensor, state[name].float()) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_was_asked_for_in_float32_is_saved_so(tmp_path):
+    model, processor = tamp.load("mini-llava-next", device="cpu", dtype="float32")
+    tamp.save(model, processor, tmp_path / "wide")
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_the_manifest_records_recipe_and_weights_and_verify_checks_them(mini, tmp_path):
     model, processor = mini
     folder = tamp.save(model, processor, tmp_path / "pruned", report=prune(model, processor, pattern="2:4"))

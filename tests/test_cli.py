@@ -1,6 +1,7 @@
 """The command line: what it does, and one sentence and a non-zero exit for every mistake."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -56,6 +57,14 @@ def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     assert run("demo", "--model", "mini-llava-next", "--limit", 30, "--n", 4, "--out", page) == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("dense", "magnitude", "wanda", "tamp", str(page)))
+    stages = re.findall(r"^ *(\d+) s  (\w+)", said, re.M)  # signs of life where there are no bars
+    assert [verb for _, verb in stages] == [
+        "loading",
+        "preparing",
+        *["evaluating", *["pruning", "evaluating"] * 3],
+        "writing",
+    ]
+    assert [int(seconds) for seconds, _ in stages] == sorted(int(seconds) for seconds, _ in stages)
     text = page.read_text()
     assert text.count("<img") == 5 and "Accuracy per task" in text
     kept = comparison.retention(tamp.report.recorded("mini_quality")).loc["sparsegpt", 0.7]

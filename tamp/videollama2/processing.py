@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin, SiglipImageProcessorPil
 
 from tamp.errors import UserError, unknown
 from tamp.videollama2 import media
@@ -52,7 +52,7 @@ class VideoLlama2Processor(ProcessorMixin):
     sounds like comes right after what it looks like.
 
     Args:
-        image_processor: a ``SiglipImageProcessorPil``.
+        image_processor: SigLIP's; frames are resized by PIL, as in the released code, also where torchvision is installed.
         tokenizer: Qwen2's, with the three placeholder tokens of ``TOKENS`` added.
         num_frames: frames per video, 2 to 32.
         audio_policy: ``"paper"`` is what the released code does: of a video's sound eight clips of 2 s spread over the
@@ -76,6 +76,8 @@ class VideoLlama2Processor(ProcessorMixin):
         downsample: Sequence[int] = (2, 2, 2),
         chat_template: str | None = None,
     ):
+        if image_processor is not None and not isinstance(image_processor, SiglipImageProcessorPil):
+            image_processor = SiglipImageProcessorPil.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         if not 2 <= num_frames <= MOST_FRAMES:
             raise UserError(f"num_frames is 2 to {MOST_FRAMES}, not {num_frames}.")
