@@ -21,8 +21,9 @@ install: $(READY)  ## set up the virtual environment only
 demo: $(READY)  ## prune smol-llava-next (or MODEL=mini-llava-next) three ways, evaluate, write demo.html
 	$(BIN)/tamp demo --model $(MODEL) --out demo.html
 
-test: $(READY)  ## lint, run every test, and run the notebooks against their stored outputs
-	$(BIN)/ruff check tamp tests book notebooks
+test: $(READY)  ## lint, check the format, run every test, and run the notebooks against their stored outputs
+	$(BIN)/ruff check tamp tests book notebooks data
+	$(BIN)/ruff format --check tamp tests book notebooks data
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadscope --nbval tests notebooks
 
 book: $(READY)  ## build the book into _build/html, warnings as errors
@@ -32,14 +33,14 @@ quality: $(READY)  ## measure every method on fresh questions, into data/results
 	$(BIN)/python tests/benchmarks/quality.py --model $(MODEL)
 	$(BIN)/python tests/benchmarks/pages.py
 
-train: $(READY)  ## train mini-llava-next again, from nothing; go on where it was stopped
-	$(BIN)/python -m tamp.shipped.mini --out data/mini-llava-next
+train: $(READY)  ## train mini-llava-next again, from scratch; go on where it was stopped
+	PYTHONPATH=data $(BIN)/python -m training.mini --out data/mini-llava-next
 
 adapt: $(READY)  ## train smol-llava-next's tower, projector and updates again; go on where it was stopped
-	$(BIN)/python -m tamp.shipped.adapting --out data/smol-llava-next --threads 2
+	PYTHONPATH=data $(BIN)/python -m training.adapting --out data/smol-llava-next --threads 2
 
 adapt-av: $(READY)  ## the same of smol-videollama2
-	$(BIN)/python -m tamp.shipped.clip_training --out data/smol-videollama2 --threads 2
+	PYTHONPATH=data $(BIN)/python -m training.clip_training --out data/smol-videollama2 --threads 2
 
 clean:  ## remove the virtual environment and what the targets wrote
 	rm -rf $(VENV) _build demo.html notebooks/results

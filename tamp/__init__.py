@@ -1,41 +1,43 @@
 """Post-training pruning of multimodal large language models: TAMP, Wanda, SparseGPT and their parts."""
 
-from tamp.errors import UserError, missing_package
+import importlib
 
-try:
-    from tamp import allocation, criteria, diversity, masks, selection
-    from tamp.checkpoint import save, verify
-    from tamp.conversations import calibration_set
-    from tamp.evaluation import evaluate
-    from tamp.grid import Settings, compare
-    from tamp.models import load
-    from tamp.planning import plan
-    from tamp.plans import Plan
-    from tamp.pruning import prune
-    from tamp.recipe import PRESETS, Recipe
-    from tamp.report import Report
-except ImportError as error:  # transformers names a class of its own, not the package at fault
-    raise ImportError(f"tamp cannot be imported: {missing_package(error)}") from error
+from tamp.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = [
-    "PRESETS",
-    "Plan",
-    "Recipe",
-    "Report",
-    "Settings",
-    "UserError",
-    "allocation",
-    "calibration_set",
-    "compare",
-    "criteria",
-    "diversity",
-    "evaluate",
-    "load",
-    "masks",
-    "plan",
-    "prune",
-    "save",
-    "selection",
-    "verify",
-]
+
+_HOMES = {
+    "PRESETS": "recipe",
+    "Plan": "plans",
+    "Recipe": "recipe",
+    "Report": "report",
+    "Settings": "evaluation.compare",
+    "calibration_set": "conversations",
+    "compare": "evaluation.compare",
+    "evaluate": "evaluation",
+    "load": "loading",
+    "plan": "planning",
+    "prune": "pruning",
+    "save": "checkpoint",
+    "verify": "checkpoint",
+}
+"""Where each public name lives; it is imported when it is first asked for."""
+
+__all__ = ["UserError", *_HOMES]
+
+
+def __getattr__(name: str):
+    """Import a public name, or a module of the package."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tamp.{_HOMES[name]}"), name)
+    try:
+        return importlib.import_module(f"tamp.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"tamp.{name}":
+            raise
+        raise AttributeError(f"module 'tamp' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

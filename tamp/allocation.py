@@ -171,7 +171,7 @@ def _room(scaled: list[Fraction], centre: Fraction, share: Fraction) -> list[Fra
 
 
 def _whole(sizes: Sequence[int]) -> list[int]:
-    """Turn sizes into Python's own whole numbers, which JSON can write, and refuse negative ones."""
+    """Return sizes as Python's own whole numbers, which JSON can write; check that none is negative."""
     if any(size < 0 for size in sizes):
         raise ValueError(f"sizes are numbers of weights, none below 0: {list(sizes)}")
     return [int(size) for size in sizes]

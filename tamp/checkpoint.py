@@ -1,68 +1,15 @@
 """Saving a pruned model: a folder that looks finished is finished."""
 
-import contextlib
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from tamp.errors import UserError
+from tamp.files import finished, sha256
 from tamp.report import Report
 
 MANIFEST = "tamp.json"
-
-
-def check_free(folder: str | Path, overwrite: bool = False) -> Path:
-    """Refuse an output folder that exists.
-
-    Raises:
-        UserError: unless ``overwrite`` is given, or the folder is empty, or there is none.
-    """
-    folder = Path(folder)
-    if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists; choose another folder, or overwrite it (overwrite=True, --overwrite).")
-    return folder
-
-
-@contextlib.contextmanager
-def finished(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a scratch folder beside the target, which takes the target's place on leaving.
-
-    After a crash or on a full disk there is no target, or the old one.
-
-    Args:
-        folder: where to; must not exist unless ``overwrite``.
-        overwrite: replace the folder.
-
-    Raises:
-        UserError: if the folder exists, or writing fails.
-    """
-    folder = check_free(folder, overwrite)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"Cannot write beside {folder}: {error}") from error
-    try:
-        yield beside
-        beside.chmod(0o755)
-        if folder.exists():
-            old = beside.with_name(beside.name + ".old")
-            os.replace(folder, old)
-            os.replace(beside, folder)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            os.replace(beside, folder)
-    except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, Exception):  # safetensors reports a full disk with an error of its own
-            raise UserError(f"Could not save to {folder}: {error}. Nothing was left there.") from error
-        raise
 
 
 def save(
@@ -122,12 +69,6 @@ def _declare_dtype(folder: Path, model: nn.Module) -> None:
         path = folder / "config.json"
         config = json.loads(path.read_text())
         path.write_text(json.dumps({**config, "dtype": str(main).removeprefix("torch.")}, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(folder: str | Path) -> dict:

@@ -1,5 +1,6 @@
 """Where samples come from: shipped sets and files become conversations, conversations become processor outputs."""
 
+import importlib
 import inspect
 import json
 import logging
@@ -10,25 +11,19 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import ProcessorMixin
 
 from tamp import records
 from tamp.checkpoint import MANIFEST
 from tamp.errors import UserError
-from tamp.records import dialogue
-from tamp.shipped import clips, facts, pictures
-from tamp.shipped.pictures import Question
+from tamp.records import Question, dialogue
+from tamp.zoo import MODELS
 
-SETS = (*pictures.SIZES, "facts", clips.NAME)
-"""Shipped sets, any number of fresh questions from a seed: about pictures in the words of the mini model, about larger
-pictures in plain English, about facts, without pictures, and about clips with sound, written into the cache."""
+SETS = {"mini-vqa": "pictures", "smol-vqa": "pictures", "facts": "facts", "smol-avqa": "clips"}
+"""Shipped sets and the modules of :mod:`tamp.worlds` that make them, any number of fresh questions from a seed: about
+pictures in the words of the mini model, about larger pictures in plain English, about facts, without pictures, and about
+clips with sound, written into the cache."""
 
-OWN_SETS = {
-    "mini-llava-next": "mini-vqa",
-    "smol-llava-next": "smol-vqa",
-    "smol-videollama2": clips.NAME,
-    "smollm2-135m-instruct": "facts",
-}
+OWN_SETS = {name: known.questions for name, known in MODELS.items()}
 """Model to the shipped set made for it."""
 
 _PARTS = {
@@ -144,11 +139,9 @@ def own_set(model: str | Path, given: str | None, option: str) -> str:
 
 
 def _shipped(name: str, n: int, seed: int, stream: str) -> list[Question]:
-    if name == "facts":
-        return facts.questions(n, seed=seed, stream=stream)
-    if name == clips.NAME:
-        return clips.questions(n, seed=seed, stream=stream)
-    return pictures.questions(n, seed=seed, stream=stream, name=name)
+    world = importlib.import_module(f"tamp.worlds.{SETS[name]}")
+    which = {"name": name} if SETS[name] == "pictures" else {}
+    return world.questions(n, seed=seed, stream=stream, **which)
 
 
 def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False) -> str:
@@ -179,7 +172,7 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
 
 
 def process(processor, messages: list[dict[str, Any]] | str, prompt: bool = False) -> dict:
-    """Turn one conversation into the processor's output, tensors with a batch of one."""
+    """Return the processor's output for one conversation, tensors with a batch of one."""
     return encode(processor, render(processor, messages, prompt), **records.media_of(messages))
 
 
@@ -209,6 +202,8 @@ def _argument(processor, kind: str) -> str:
     Raises:
         UserError: if it does not take them.
     """
+    from transformers import ProcessorMixin  # needs a torchvision that fits torch, if there is one
+
     call = type(processor).__call__
     parameters = inspect.signature(call).parameters
     name = next((name for name in (kind, kind.removesuffix("s")) if name in parameters), None)

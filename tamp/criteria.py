@@ -4,10 +4,14 @@ Weights are ``(out, in)``, inputs ``(tokens, in)``. Whatever the type of a weigh
 float64 where a sum or a factorisation would otherwise lose small parts or depend on the number of threads.
 """
 
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from tamp import masks
+from tamp.methods import Criterion, Option
 
 
 class MeanSquare:
@@ -179,3 +183,57 @@ def sparsegpt(
             part[:, j] = kept
         updated[:, stop:] -= errors @ factor[start:stop, stop:]
     return updated.to(weight.dtype)
+
+
+def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -> None:
+    """Add the chosen tokens (T,) bool of every matrix's inputs (T, in) to its accumulator.
+
+    Matrices that read the same tensor and the same tokens (query, key and value, say) share the work.
+    """
+    readers: dict[tuple, list[str]] = defaultdict(list)
+    mask_of = dict(zip(inputs, chosen))
+    for name, tensor in inputs.items():
+        readers[tensor.data_ptr(), tensor.shape, id(mask_of[name])].append(name)
+    for first, *others in readers.values():
+        tensor, mask = inputs[first], mask_of[first]
+        part = statistics[first].add(tensor if mask.all() else tensor[mask])
+        for name in others:
+            statistics[name].total += part
+            statistics[name].count = statistics[first].count
+
+
+def _sparsegpt(weight: Tensor, statistic: Hessian, drop: int, pattern: str | None, options: Mapping) -> Tensor:
+    asked = {"pattern": pattern} if pattern else {"drop": drop}
+    return sparsegpt(weight, statistic.value(), damping=options["damping"], block=options["block_size"], **asked)
+
+
+CRITERIA = {
+    "magnitude": Criterion(
+        metric=lambda weight, statistic: magnitude(weight),
+        summary="absolute value; needs no calibration",
+    ),
+    "wanda": Criterion(
+        metric=lambda weight, statistic: wanda(weight, statistic.value()),
+        statistic=MeanSquare,
+        summary="absolute value times the norm of the input",
+        source="Sun et al. 2023, arXiv 2306.11695",
+    ),
+    "sparsegpt": Criterion(
+        update=_sparsegpt,
+        statistic=Hessian,
+        options={
+            "damping": Option(0.01, "added to the Hessian's diagonal, as a share of its mean", least=0),
+            "block_size": Option(128, "columns pruned at a time", least=1),
+        },
+        summary="second-order pruning with a weight update",
+        source="Frantar and Alistarh 2023, arXiv 2301.00774",
+    ),
+}
+"""Criteria by name. A function ``f(weight, mean_square) -> metric`` may stand in: (out, in) and (in,) to (out, in)."""
+
+
+def rule(method: str | Callable) -> Criterion:
+    """Return the row of a criterion; a function is a metric of weights and the mean square of their inputs."""
+    if isinstance(method, str):
+        return CRITERIA[method]
+    return Criterion(metric=lambda weight, statistic: method(weight, statistic.value()), statistic=MeanSquare)

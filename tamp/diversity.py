@@ -2,7 +2,7 @@
 
 ``similarity(A, B)`` is the mean cosine similarity between tokens of modality A and tokens of modality B; within one
 modality, over unordered pairs of different tokens. Modalities are whole numbers; a negative number marks padding, which
-nothing here ever looks at. A token that is all zeros has cosine 0 with every other.
+is ignored. A token that is all zeros has cosine 0 with every other.
 """
 
 import itertools
@@ -17,7 +17,7 @@ Within = Literal["mean", "positive"]
 
 
 def check(within: str) -> None:
-    """Refuse a way of averaging that does not exist.
+    """Check that a way of averaging exists.
 
     Raises:
         ValueError: if ``within`` is neither ``"mean"`` nor ``"positive"``.
@@ -38,7 +38,7 @@ def pairs_of(modality: Tensor) -> list[tuple[int, int]]:
 
 
 def membership(modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
-    """Mark the tokens of every modality that occurs in ``pairs``, in order: (T,) to (M, T) float64."""
+    """Return which tokens belong to each modality of ``pairs``, in order: (T,) to (M, T) float64."""
     return torch.stack([modality == code for code in sorted({code for pair in pairs for code in pair})]).double()
 
 

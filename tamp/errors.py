@@ -1,4 +1,4 @@
-"""Mistakes a user can make, said in one sentence that tells what to do."""
+"""Errors that a user can mend: one sentence that says what is wrong and what to do."""
 
 import difflib
 import importlib
@@ -28,7 +28,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
 
 
 def missing_package(error: ImportError) -> str:
-    """Say in a sentence which package an import error of transformers is about, and how to get it.
+    """Describe which package an import error of transformers is about, and how to get it.
 
     Args:
         error: from transformers, whose own message may name a class that needs the package instead of the package.

@@ -96,26 +96,3 @@ def n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
     groups = metric.reshape(rows, columns // m, m)
     smallest = groups.argsort(dim=2, stable=True)[..., :n]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, smallest, True).reshape(rows, columns)
-
-
-def pack(mask: Tensor) -> Tensor:
-    """Pack a boolean mask of any shape into bytes, eight entries each, first entry in the lowest bit.
-
-    Returns:
-        (ceil(numel / 8),) uint8.
-    """
-    bits = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).reshape(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1).to(torch.uint8)
-
-
-def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Undo :func:`pack`.
-
-    Raises:
-        ValueError: if the number of bytes does not fit the shape.
-    """
-    entries = math.prod(shape)
-    if packed.numel() != -(-entries // 8):
-        raise ValueError(f"{packed.numel()} bytes do not hold a mask of shape {tuple(shape)}")
-    bits = packed.reshape(-1, 1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (bits & 1).bool().flatten()[:entries].reshape(shape)

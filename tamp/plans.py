@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
-import pandas as pd
-
 from tamp import masks
 from tamp.errors import UserError, unknown
 
@@ -46,11 +44,13 @@ class Plan:
         """Share of all weights dropped."""
         return sum(self.drops) / sum(self.sizes)
 
-    def table(self) -> pd.DataFrame:
-        """List the linears: linear, weights, score (NaN if uniform), sparsity."""
+    def table(self):
+        """List the linears as a DataFrame: linear, weights, score (NaN if uniform), sparsity."""
+        import pandas
+
         shares = [drop / size for drop, size in zip(self.drops, self.sizes)]
         scores = self.scores or math.nan
-        return pd.DataFrame({"linear": self.linears, "weights": self.sizes, "score": scores, "sparsity": shares})
+        return pandas.DataFrame({"linear": self.linears, "weights": self.sizes, "score": scores, "sparsity": shares})
 
     def __str__(self) -> str:
         table = self.table()
@@ -80,7 +80,7 @@ class Plan:
         """Read a plan, perhaps edited by hand.
 
         Raises:
-            UserError: if it is no plan, or does not add up: the message says which linear or total, and what to do.
+            UserError: if it is not a plan, or does not add up: the message says which linear or total, and what to do.
         """
         try:
             found = json.loads(Path(path).read_text())
@@ -103,7 +103,7 @@ class Plan:
         return plan
 
     def _validate(self, path: str | Path) -> None:
-        """Refuse counts that are none, out of range, over the cap, off the pattern, or do not add up to the target."""
+        """Check that counts are whole, in range, under the cap, on the pattern, and add up to the target."""
         try:
             target, m = masks.exact(self.target), masks.parse_pattern(self.pattern)[1] if self.pattern else None
         except ValueError as error:
@@ -118,7 +118,7 @@ class Plan:
             if not isinstance(score, int | float) or not math.isfinite(score):
                 raise UserError(f"{path}: the score of {name} is {score}; give a number, or null for all linears.")
             if m and (drop * m) % size:
-                raise UserError(f"{path}: {name} drops {drop} of {size} weights, which is no n of every {m} inputs.")
+                raise UserError(f"{path}: {name} drops {drop} of {size} weights, which is not a whole number per group of {m} inputs.")
             if not m and self.cap is not None and drop > math.floor(size * Fraction(str(self.cap))) + 1:
                 raise UserError(
                     f"{path}: {name} drops {drop / size:.2%} of its weights, above the cap of {self.cap:.2%}; "
@@ -133,7 +133,7 @@ class Plan:
             )
 
     def check(self, sizes: dict[str, int]) -> None:
-        """Refuse a model that the plan was not made for.
+        """Check that the plan was made for a model of this shape.
 
         Args:
             sizes: weights per linear of the model, by name.
@@ -147,7 +147,7 @@ class Plan:
             if size != sizes[name]:
                 raise UserError(f"{name} has {sizes[name]} weights, and {size} in the plan, made for {self.model!r}.")
         if missing := [name for name in sizes if name not in self.linears]:
-            raise UserError(f"The plan says nothing of {missing[0]} and {len(missing) - 1} other linears of the model.")
+            raise UserError(f"The plan lacks {missing[0]} and {len(missing) - 1} other linears of the model.")
 
 
 HEAD = tuple(field.name for field in fields(Plan) if field.name not in ("linears", "sizes", "drops", "scores"))
@@ -159,8 +159,8 @@ def distance(drops: Sequence[int], other: Sequence[int]) -> float:
     return sum(abs(a - b) for a, b in zip(drops, other)) / 2 / max(1, sum(drops))
 
 
-def differences(first: Plan, second: Plan) -> pd.DataFrame:
-    """Put two plans for the same linears side by side.
+def differences(first: Plan, second: Plan):
+    """Compare two plans for the same linears.
 
     Returns:
         A row per linear: linear, weights, first and second (sparsity under each), points (the second minus the first, in

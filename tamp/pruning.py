@@ -6,21 +6,21 @@ next block.
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tamp import calibration, criteria, masks, models, planning, plans, selection
+from tamp import criteria, masks, models, planning, plans, walk
 from tamp.errors import UserError
+from tamp.methods import name_of
 from tamp.recipe import Recipe
 from tamp.report import Report, peak_memory, reset_peak_memory
+from tamp.scores import ALLOCATIONS
 
 log = logging.getLogger(__name__)
 
@@ -56,44 +56,48 @@ def prune(
             in a note.
     """
     blocks = models.blocks(model)
-    stack = list(blocks.values())
     linears = models.all_linears(model)
     planning.check_model(model, recipe.pattern)
     if plan is not None:
         recipe = _under(plan, recipe, model)
-    needed = recipe.needs_samples if plan is None else recipe.criterion != "magnitude"
+    needed = recipe.needs_samples if plan is None else recipe.rules[2].statistic is not None
     if needed and not samples:
         raise UserError(
-            f"{recipe.allocation} + {recipe.criterion} needs calibration samples and got none; "
+            f"{name_of(recipe.allocation)} + {name_of(recipe.criterion)} needs calibration samples and got none; "
             "make some with tamp.calibration_set(...)."
         )
     watch = Stopwatch(next(model.parameters()).device)
     pruned = 0
-    with calibration.undisturbed(model):
+    with walk.undisturbed(model):
         try:
-            captured = []
+            captured: list[walk.Captured] = []
             if needed:
                 with watch("capture"):
-                    captured = calibration.capture(model, samples, progress)
+                    captured = walk.capture(model, samples, progress)
             if plan is None:
                 scores = None
                 if recipe.plans:
                     with watch("allocate"):
-                        scores = planning.score(model, samples or [], captured, recipe, progress)
+                        scores = planning.score(model, captured, recipe, progress)
                 plan = planning.make_plan(model, scores, recipe)
-            drops = iter(plan.drops)
+            drops = dict(zip(plan.linears, plan.drops))
             rows = []
-            for position, block in enumerate(calibration.steps(stack, "prune", progress)):
-                names = models.linears(block)
+            attention = recipe.rules[1].looks_at == "attention" and bool(captured)
+            for step in walk.walk(
+                model, captured, attention=attention, change=True, progress=progress, description="prune"
+            ):
                 with watch("calibrate"):
-                    statistics, kept, dense = collect(block, position, captured, recipe)
-                pruned = position + 1
+                    statistics, kept = collect(step, recipe)
+                pruned = step.position + 1
                 with watch("prune"):
-                    for name, linear in names.items():
-                        prune_linear(linear, statistics.get(name), next(drops), recipe)
+                    for name, linear in step.linears.items():
+                        prune_linear(linear, statistics.get(name), drops[f"{step.name}.{name}"], recipe)
                 with watch("replay"):
-                    error = replay(block, position, captured, dense)
-                rows += [{"block": position, "linear": name, "kept": kept.get(name), "error": error} for name in names]
+                    error = step.replay()
+                rows += [
+                    {"block": step.position, "linear": name, "kept": kept.get(name), "error": error}
+                    for name in step.linears
+                ]
         except BaseException as error:
             if pruned:
                 error.add_note(
@@ -105,9 +109,9 @@ def prune(
     return Report(
         recipe=recipe,
         plan=plan,
-        table=_table(rows, plan, zeros),
+        rows=_rows(rows, plan, zeros),
         sparsity=sum(zeros) / sum(plan.sizes),
-        samples=len(captured),
+        samples=len(samples or []) if needed else 0,
         seconds=dict(watch.seconds),
         peak_memory=peak_memory(watch.device),
         model=models.name_of(model),
@@ -124,7 +128,7 @@ def _under(plan: plans.Plan, recipe: Recipe, model: nn.Module) -> Recipe:
         )
     if plan.fingerprint != models.fingerprint(model):
         log.warning("The plan was made for other weights (%s) than those of this model.", plan.model or "not named")
-    return dataclasses.replace(recipe, allocation=plan.allocation)
+    return recipe.under(plan.allocation) if plan.allocation in ALLOCATIONS else recipe
 
 
 class Stopwatch:
@@ -145,123 +149,94 @@ class Stopwatch:
         self.seconds[phase] += time.perf_counter() - start
 
 
-def collect(
-    block: nn.Module, position: int, captured: list[calibration.Captured], recipe: Recipe
-) -> tuple[dict, dict[str, float], list[Tensor]]:
-    """Run a dense block on every sample and gather what its criterion needs.
+def collect(step: walk.Step, recipe: Recipe) -> tuple[dict, dict[str, float]]:
+    """Run a dense block on every sample and gather what the criterion needs of the tokens that count.
 
     Args:
-        block: the block, not pruned yet.
-        position: its place among the blocks.
-        captured: samples as they enter the block.
+        step: the block, not pruned yet.
         recipe: tokens and criterion.
 
     Returns:
-        (accumulator per linear, mean tokens that counted per linear and row, the block's outputs per sample).
+        (accumulator per matrix, mean number of tokens that counted per matrix and row).
+
+    Raises:
+        UserError: if no token counts for a matrix.
     """
-    if not captured:
-        return {}, {}, []
-    linears = models.linears(block)
-    accumulator = criteria.Hessian if recipe.criterion == "sparsegpt" else criteria.MeanSquare
-    statistics = {name: accumulator(linear.in_features, linear.weight.device) for name, linear in linears.items()}
-    dense = []
-    waiting: list[tuple] = []  # rows whose tokens AMIA has yet to pick: (inputs of every linear, its set)
-    entries = 0
-    with contextlib.ExitStack() as context:
-        tokens = context.enter_context(calibration.linear_tokens(linears))
-        attention = context.enter_context(calibration.attention_row(block)) if recipe.tokens == "amia" else None
-        for number, batch in enumerate(captured):
-            if attention:
-                attention.last = calibration.last_valid(batch.modality)
-            dense.append(batch.run(block, position))
-            calibration.finite(position, number, tokens, dense[-1])
-            for row, codes in enumerate(batch.modality):
-                inputs = {name: tokens[name][0][row] for name in linears}
-                if attention:
-                    outputs = [tokens[name][1][row] for name in linears]
-                    waiting.append((inputs, (outputs, attention.value[row], codes)))
-                    entries += len(outputs) * len(codes) ** 2
-                else:
-                    choose = _choose(recipe, codes, batch.hidden[row], dense[-1][row])
-                    calibration.add(statistics, inputs, [choose] * len(linears))
-            if waiting and (entries >= LOCK_STEP or number == len(captured) - 1):
-                chosen = selection.amia_batch(
-                    [each for _, each in waiting],
-                    neighbours=recipe.amia_neighbours,
-                    threshold=recipe.amia_threshold,
-                    within=recipe.amia_similarity,
-                )
-                for (inputs, _), picks in zip(waiting, chosen):
-                    calibration.add(statistics, inputs, picks)
-                waiting, entries = [], 0
+    _, rule, criterion = recipe.rules
+    if not step.samples or not criterion.statistic:
+        for _ in step:  # the dense outputs are needed for the error all the same
+            pass
+        return {}, {}
+    statistics = {
+        name: criterion.statistic(linear.in_features, linear.weight.device) for name, linear in step.linears.items()
+    }
+    waiting: list[walk.Row] = []
+    entries = rows = 0
+
+    def add() -> None:
+        for row, chosen in zip(waiting, rule.choose(waiting, recipe.options)):
+            criteria.add(statistics, row.inputs, chosen if chosen.ndim == 2 else [chosen] * len(row.inputs))
+
+    number = None
+    for row in step:
+        if waiting and (not rule.together or (row.sample != number and entries >= LOCK_STEP)):
+            add()
+            waiting, entries = [], 0
+        waiting.append(row)
+        entries += len(row.outputs) * len(row.codes) ** 2
+        number = row.sample
+        rows += 1
+    if waiting:
+        add()
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:
         raise UserError(
-            f"No calibration token counts for {empty[0]} of block {position}: "
-            f"tokens={recipe.tokens!r} selected none in any sample."
+            f"No calibration token counts for {empty[0]} of block {step.position}: "
+            f"tokens={name_of(recipe.tokens)!r} selected none in any sample."
         )
-    rows = sum(len(batch.modality) for batch in captured)
-    return statistics, {name: statistic.count / rows for name, statistic in statistics.items()}, dense
-
-
-def _choose(recipe: Recipe, codes: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Select the tokens of a row that count for all linears of a block, (T,) bool."""
-    if recipe.tokens == "atv":
-        return selection.atv(before, after, codes, models.TEXT, recipe.atv_alpha)
-    return selection.everything(codes) if recipe.tokens == "all" else selection.text(codes, models.TEXT)
+    return statistics, {name: statistic.count / rows for name, statistic in statistics.items()}
 
 
 def prune_linear(linear: nn.Linear, statistic, drop: int, recipe: Recipe) -> None:
-    """Prune one linear in place.
+    """Prune one matrix in place.
 
     Args:
         linear: what to prune.
-        statistic: its accumulator, None for magnitude.
+        statistic: its accumulator, None for a criterion without one.
         drop: how many weights to drop; under a pattern, of every m inputs the share that this is of all weights.
         recipe: criterion and pattern.
     """
     if not drop:
         return
-    weight = linear.weight
+    weight, criterion = linear.weight, recipe.rules[2]
     m = masks.parse_pattern(recipe.pattern)[1] if recipe.pattern else 0
     n = drop * m // weight.numel()
-    if recipe.criterion == "sparsegpt":
-        asked = {"pattern": f"{n}:{m}"} if m else {"drop": drop}
-        weight.copy_(
-            criteria.sparsegpt(weight, statistic.value(), damping=recipe.damping, block=recipe.block_size, **asked)
-        )
+    if criterion.update:
+        weight.copy_(criterion.update(weight, statistic, drop, f"{n}:{m}" if m else None, recipe.options))
         return
-    metric = (
-        criteria.magnitude(weight) if recipe.criterion == "magnitude" else criteria.wanda(weight, statistic.value())
-    )
+    metric = criterion.metric(weight, statistic)
+    if metric.shape != weight.shape:
+        raise UserError(
+            f"The criterion {name_of(recipe.criterion)!r} gives a metric of shape {tuple(metric.shape)} for a "
+            f"weight of shape {tuple(weight.shape)}: return one number per weight."
+        )
     mask = masks.n_of_m(metric, n, m) if m else masks.unstructured(metric, drop=drop)
     weight.masked_fill_(mask, 0)
 
 
-def replay(block: nn.Module, position: int, captured: list[calibration.Captured], dense: list[Tensor]) -> float | None:
-    """Feed the pruned block's outputs to the next one and measure what pruning changed.
-
-    Returns:
-        ``||pruned - dense|| / ||dense - input||`` over all valid tokens: the error relative to what the block adds to its
-        input. None without samples.
-    """
-    if not captured:
-        return None
-    wrong = added = 0.0
-    for batch, before in zip(captured, dense):
-        after = batch.run(block, position)
-        valid = batch.modality >= 0
-        wrong += (after - before)[valid].float().square().sum(dtype=torch.float64)
-        added += (before - batch.hidden)[valid].float().square().sum(dtype=torch.float64)
-        batch.hidden = after
-    return (wrong / added).sqrt().item() if added else 0.0
-
-
-def _table(rows: list[dict], plan: plans.Plan, zeros: list[int]) -> pd.DataFrame:
-    """Put a row per linear: what was asked, what came out, what it cost."""
-    table = pd.DataFrame(rows)
-    table.insert(2, "weights", plan.sizes)
-    table.insert(3, "score", plan.scores if plan.scores else math.nan)
-    table.insert(4, "asked", [drop / size for drop, size in zip(plan.drops, plan.sizes)])
-    table.insert(5, "got", [zero / size for zero, size in zip(zeros, plan.sizes)])
-    return table.astype({"kept": float, "error": float})
+def _rows(done: list[dict], plan: plans.Plan, zeros: list[int]) -> tuple[dict, ...]:
+    """Describe every linear: what was asked, what came out, what it cost."""
+    scores = plan.scores or [math.nan] * len(plan.sizes)
+    return tuple(
+        {
+            "block": row["block"],
+            "linear": row["linear"],
+            "weights": size,
+            "score": score,
+            "asked": drop / size,
+            "got": zero / size,
+            "kept": math.nan if row["kept"] is None else row["kept"],
+            "error": math.nan if row["error"] is None else row["error"],
+        }
+        for row, size, score, drop, zero in zip(done, plan.sizes, scores, plan.drops, zeros)
+    )

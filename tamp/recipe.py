@@ -1,9 +1,12 @@
-"""What to prune and how: one dataclass, and one table of the methods it can spell."""
+"""What to prune and how: one dataclass, and one table of presets."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from tamp import masks
+from tamp import criteria, masks, scores, selection
 from tamp.errors import UserError, unknown
+from tamp.methods import Allocation, Criterion, Option, Tokens, name_of
 
 PRESETS: dict[str, dict[str, str]] = {
     "magnitude": {"allocation": "uniform", "tokens": "all", "criterion": "magnitude"},
@@ -18,115 +21,101 @@ PRESETS: dict[str, dict[str, str]] = {
     "amia": {"allocation": "uniform", "tokens": "amia", "criterion": "wanda"},
     "tamp": {"allocation": "das", "tokens": "amia", "criterion": "wanda"},
 }
-CHOICES = {
-    "allocation": ("uniform", "owl", "alphapruning", "ecoflap", "das"),
-    "tokens": ("all", "text", "atv", "amia"),
-    "criterion": ("magnitude", "wanda", "sparsegpt"),
-    "das_similarity": ("mean", "positive"),
-    "das_granularity": ("linear", "block"),
-    "amia_similarity": ("mean", "positive"),
+METHODS: dict[str, Mapping[str, Any]] = {
+    "allocation": scores.ALLOCATIONS,
+    "tokens": selection.TOKENS,
+    "criterion": criteria.CRITERIA,
 }
+"""The three axes of a recipe and their tables."""
+
+SAMPLES = Option(32, "calibration samples that an allocation looks at, from the first on; None for all", least=1)
 
 
-USED_WITH = {
-    "das_similarity": {"allocation": ("das",)},
-    "das_granularity": {"allocation": ("das",)},
-    "das_cap": {"allocation": ("das", "ecoflap")},
-    "owl_threshold": {"allocation": ("owl",)},
-    "owl_band": {"allocation": ("owl",)},
-    "alpha_band": {"allocation": ("alphapruning",)},
-    "ecoflap_step": {"allocation": ("ecoflap",)},
-    "atv_alpha": {"tokens": ("atv",)},
-    "amia_similarity": {"tokens": ("amia",)},
-    "amia_neighbours": {"tokens": ("amia",)},
-    "amia_threshold": {"tokens": ("amia",)},
-    "damping": {"criterion": ("sparsegpt",)},
-    "block_size": {"criterion": ("sparsegpt",)},
-}
-"""Option to the choices it belongs to; given with others it would do nothing, which is refused."""
+def options() -> dict[str, Option]:
+    """Return every option of every method by name, in the order of the tables."""
+    return {
+        name: option for table in METHODS.values() for row in table.values() for name, option in row.options.items()
+    }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Recipe:
     """What to prune and how; the default is TAMP at 50 %.
 
     Attributes:
         sparsity: share of weights to drop, in [0, 1). With a pattern it is n / m and need not be given.
-        pattern: ``"n:m"``, n of every m consecutive inputs dropped. With the allocation ``"uniform"`` that is every linear's
-            pattern, as hardware wants it; any other allocation chooses n per linear, so that the whole meets n / m as
+        pattern: ``"n:m"``, n of every m consecutive inputs dropped. With the allocation ``"uniform"`` that is every matrix's
+            pattern, as hardware wants it; any other allocation chooses n per matrix, so that the whole meets n / m as
             closely as whole steps allow.
-        allocation: how sparsity is spread over the linears: ``"uniform"``, ``"owl"``, ``"alphapruning"``,
-            ``"ecoflap"`` or ``"das"``.
-        tokens: which calibration tokens count: ``"all"``, ``"text"``, ``"atv"`` or ``"amia"``.
-        criterion: ``"magnitude"`` (needs no calibration), ``"wanda"`` or ``"sparsegpt"``.
-        das_similarity: ``"mean"`` (the paper, closed form) or ``"positive"`` (as released).
-        das_granularity: a sparsity per ``"linear"`` (the paper) or per ``"block"``.
-        das_cap: how far above ``sparsity`` any linear may go, under DAS and ECoFLaP.
-        owl_threshold: an entry of Wanda's metric above this many times its block's mean is an outlier.
-        owl_band: how far from ``sparsity`` OWL moves a block, its lambda.
-        alpha_band: how far AlphaPruning moves a linear, as a share of ``sparsity``, its tau.
-        ecoflap_step: size of ECoFLaP's perturbation.
-        atv_alpha: how many visual tokens ATV takes per unit of drift.
+        allocation: how sparsity is spread over the matrices: a name of :data:`tamp.scores.ALLOCATIONS`, or a function
+            ``f(step) -> {matrix: score}``.
+        tokens: which calibration tokens count: a name of :data:`tamp.selection.TOKENS`, or a function
+            ``f(row) -> (T,) bool``.
+        criterion: which weights go: a name of :data:`tamp.criteria.CRITERIA`, or a function
+            ``f(weight, mean_square) -> metric``.
         allocation_samples: how many calibration samples an allocation looks at, from the first on; None for all.
-        amia_similarity: like ``das_similarity``, in AMIA's stopping rule.
-        amia_neighbours: k of AMIA's graph.
-        amia_threshold: of AMIA's stopping rule.
-        damping: SparseGPT's.
-        block_size: columns SparseGPT prunes at a time.
+        options: the options of the three methods by name, with their defaults where none was given.
+
+    Raises:
+        UserError: if a method, a value or an option does not exist, is out of range, or belongs to a method that was not
+            chosen.
     """
 
-    sparsity: float | None = None
-    pattern: str | None = None
-    allocation: str = "das"
-    tokens: str = "amia"
-    criterion: str = "wanda"
-    das_similarity: str = "mean"
-    das_granularity: str = "linear"
-    das_cap: float = 0.1
-    owl_threshold: float = 5.0
-    owl_band: float = 0.08
-    alpha_band: float = 0.3
-    ecoflap_step: float = 1e-3
-    atv_alpha: float = 1.0
-    allocation_samples: int | None = 32
-    amia_similarity: str = "positive"
-    amia_neighbours: int = 3
-    amia_threshold: float = 0.1
-    damping: float = 0.01
-    block_size: int = 128
+    sparsity: float
+    pattern: str | None
+    allocation: str | Callable
+    tokens: str | Callable
+    criterion: str | Callable
+    allocation_samples: int | None
+    options: Mapping[str, Any] = field(hash=False)
 
-    def __post_init__(self):
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise unknown(name, str(getattr(self, name)), known)
-        try:
-            if self.pattern is not None:
-                n, m = masks.parse_pattern(self.pattern)
-                if self.sparsity not in (None, n / m):
-                    raise UserError(
-                        f"Pattern {self.pattern} is a sparsity of {n / m:g}, not {self.sparsity}; give one of the two."
-                    )
-                object.__setattr__(self, "sparsity", n / m)
-            object.__setattr__(self, "sparsity", float(masks.exact(0.5 if self.sparsity is None else self.sparsity)))
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from error
-        self._refuse_what_does_nothing()
-        for name, low in (
-            ("das_cap", 0),
-            ("owl_threshold", 0),
-            ("owl_band", 0),
-            ("alpha_band", 0),
-            ("ecoflap_step", 1e-12),
-            ("atv_alpha", 0),
-            ("amia_neighbours", 1),
-            ("amia_threshold", 0),
-            ("damping", 0),
-            ("block_size", 1),
-            ("allocation_samples", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value >= low):
-                raise UserError(f"{name} must be a number of at least {low}, not {value!r}.")
+    def __init__(
+        self,
+        *,
+        sparsity: float | None = None,
+        pattern: str | None = None,
+        allocation: str | Callable = "das",
+        tokens: str | Callable = "amia",
+        criterion: str | Callable = "wanda",
+        allocation_samples: int | None = SAMPLES.default,
+        **options: Any,
+    ):
+        for axis, method in (("allocation", allocation), ("tokens", tokens), ("criterion", criterion)):
+            if not callable(method) and method not in METHODS[axis]:
+                raise unknown(axis, str(method), METHODS[axis])
+            object.__setattr__(self, axis, method)
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "sparsity", _sparsity(sparsity, pattern))
+        if allocation_samples is not None:
+            SAMPLES.check("allocation_samples", allocation_samples)
+        object.__setattr__(self, "allocation_samples", allocation_samples)
+        if criterion == "magnitude" and tokens != "all":
+            raise UserError(
+                f"criterion='magnitude' does not use calibration tokens; tokens={name_of(tokens)!r} has no effect. "
+                "Use tokens='all'."
+            )
+        object.__setattr__(self, "options", self._settled(options))
+
+    def _settled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of the chosen methods, given or by default; check those that were given."""
+        own = {name: option for row in self.rules for name, option in row.options.items()}
+        known = options()
+        for name, value in given.items():
+            if name not in known:
+                raise unknown("recipe field", name, [*FIELDS, *known])
+            known[name].check(name, value)
+            if name not in own and value != known[name].default:
+                axis, users = _users(name)
+                raise UserError(
+                    f"{name} has no effect with {axis}={name_of(getattr(self, axis))!r}; it belongs to "
+                    f"{' and '.join(map(repr, users))}."
+                )
+        return {name: given.get(name, option.default) for name, option in own.items()}
+
+    @property
+    def rules(self) -> tuple[Allocation, Tokens, Criterion]:
+        """The rows of the three methods."""
+        return scores.rule(self.allocation), selection.rule(self.tokens), criteria.rule(self.criterion)
 
     @classmethod
     def preset(cls, name: str, **changes) -> "Recipe":
@@ -137,9 +126,6 @@ class Recipe:
         """
         if name not in PRESETS:
             raise unknown("preset", name, PRESETS)
-        for change in changes:
-            if change not in (known := [f.name for f in fields(cls)]):
-                raise unknown("recipe field", change, known)
         return cls(**{**PRESETS[name], **changes})
 
     @classmethod
@@ -164,38 +150,60 @@ class Recipe:
             changes["pattern" if isinstance(level, str) else "sparsity"] = level
         return cls.preset(preset, **changes)
 
-    def _refuse_what_does_nothing(self) -> None:
-        if self.criterion == "magnitude" and self.tokens != "all":
-            raise UserError(
-                f"Magnitude looks at no calibration token, so tokens={self.tokens!r} means nothing: use 'all'."
-            )
-        for field in fields(self):
-            for choice, users in USED_WITH.get(field.name, {}).items():
-                if getattr(self, field.name) != field.default and getattr(self, choice) not in users:
-                    raise UserError(
-                        f"{field.name} does nothing under {choice}={getattr(self, choice)!r}; it belongs to "
-                        f"{' and '.join(map(repr, users))}."
-                    )
+    def under(self, allocation: str) -> "Recipe":
+        """Return this recipe with another allocation and that one's default options."""
+        chosen = {name: getattr(self, name) for name in FIELDS if name != "sparsity" or self.pattern is None}
+        kept = {name for row in self.rules[1:] for name in row.options}
+        if allocation == self.allocation:
+            kept = set(self.options)
+        return Recipe(**{**chosen, "allocation": allocation}, **{name: self.options[name] for name in kept})
+
+    def summary(self) -> dict[str, Any]:
+        """Return all that the recipe says as plain JSON types; functions by their qualified names."""
+        chosen = {name: getattr(self, name) for name in FIELDS}
+        return {name: name_of(value) if callable(value) else value for name, value in chosen.items()} | self.options
+
+    def score_key(self) -> tuple:
+        """Return what the scores of the allocation depend on; its level is not part of it."""
+        return self.allocation, self.allocation_samples, *sorted(self.options.items())
 
     @property
     def plans(self) -> bool:
         """Whether pass 1 is needed: an allocation other than uniform."""
-        return self.allocation != "uniform"
-
-    @property
-    def capped(self) -> bool:
-        """Whether ``das_cap`` limits the sparsity of a linear."""
-        return self.allocation in USED_WITH["das_cap"]["allocation"]
+        return self.rules[0].score is not None
 
     @property
     def allocation_needs_samples(self) -> bool:
-        """Whether the allocation looks at calibration samples; AlphaPruning looks at weights alone."""
-        return self.allocation not in ("uniform", "alphapruning")
+        """Whether the allocation looks at calibration samples."""
+        return self.rules[0].looks_at in ("activations", "loss")
 
     @property
     def needs_samples(self) -> bool:
         """Whether pruning has to look at calibration samples at all."""
-        return self.criterion != "magnitude" or self.allocation_needs_samples
+        return self.rules[2].statistic is not None or self.allocation_needs_samples
+
+
+FIELDS = tuple(each.name for each in fields(Recipe) if each.name != "options")
+"""What every recipe says, whatever its methods."""
+
+
+def _users(option: str) -> tuple[str, list[str]]:
+    """Return the axis that an option belongs to, and the methods that have it."""
+    users = {axis: [name for name, row in table.items() if option in row.options] for axis, table in METHODS.items()}
+    return next((axis, names) for axis, names in users.items() if names)
+
+
+def _sparsity(sparsity: float | None, pattern: str | None) -> float:
+    """Return the share of weights that a sparsity or a pattern asks for, one half if neither is given."""
+    try:
+        if pattern is not None:
+            n, m = masks.parse_pattern(pattern)
+            if sparsity not in (None, n / m):
+                raise UserError(f"Pattern {pattern} is a sparsity of {n / m:g}, not {sparsity}; give one of the two.")
+            sparsity = n / m
+        return float(masks.exact(0.5 if sparsity is None else sparsity))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
 
 
 def _number(text: str) -> str | float | int:

@@ -4,18 +4,47 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from tamp import media
 from tamp.errors import UserError, unknown
-from tamp.videollama2 import media
 
 KINDS = ("image", "video", "audio")
 """What can stand beside text: keys of a record, as are their plurals, and marks in LLaVA's turns, such as ``<image>``."""
 
 _MARK = re.compile(f"<({'|'.join(KINDS)})>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question about one picture or a pair, or about videos or sounds.
+
+    Attributes:
+        task: What kind of question it is; scores are averaged per task.
+        images: The pictures, in prompt order; questions about the same pictures share the tuple itself.
+        text: The question.
+        answer: The right answer; one of `choices`.
+        choices: The answers that make sense; chance is one over their number.
+        videos: Paths of videos, after the pictures in the prompt.
+        audios: Paths of sounds, after the videos.
+    """
+
+    task: str
+    images: tuple[Image.Image, ...]
+    text: str
+    answer: str
+    choices: tuple[str, ...]
+    videos: tuple[str | Path, ...] = ()
+    audios: tuple[str | Path, ...] = ()
+
+    @property
+    def media(self) -> dict[str, tuple]:
+        """What the question is about, as keyword arguments of :func:`dialogue`."""
+        return {"images": self.images, "videos": self.videos, "audios": self.audios}
 
 
 def read(source: str | Path, kind: str, known: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -65,7 +94,7 @@ def read(source: str | Path, kind: str, known: Iterable[str] = ()) -> list[dict[
 
 @contextlib.contextmanager
 def numbered(number: int) -> Iterator[None]:
-    """Let mistakes say which record they are in."""
+    """Prefix errors with the number of the record they are in."""
     try:
         yield
     except UserError as error:
@@ -122,7 +151,7 @@ def open_image(path: Path, number: int) -> Image.Image:
 
 
 def conversation(record: dict[str, Any], source: Path) -> list[dict[str, Any]] | str:
-    """Turn a record into chat messages with their media, or into plain text.
+    """Convert a record to chat messages with their media, or to plain text.
 
     Raises:
         UserError: naming the record, if it has none of the known shapes or a picture, video or sound cannot be read.

@@ -1,4 +1,4 @@
-"""Which calibration tokens speak for a linear: all of them, the text, ATV's or AMIA's pick.
+"""Which calibration tokens count: all of them, the text tokens, or those chosen by ATV or AMIA.
 
 Adaptive Multimodal Input Activation (section 3.3 of the paper) picks, for every linear and sample, output tokens that the
 last token attends to and that together resemble the whole sequence. :func:`amia` does one linear; :func:`amia_batch` does
@@ -6,13 +6,15 @@ many linears of many samples in lock step and gives the same picks, bit for bit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tamp import diversity
+from tamp.methods import Option, Tokens
+from tamp.models import TEXT
 
 REACH = 1.0  # message passing: exp(-REACH * D)
 INHIBITION = 0.2  # after a pick: exp(-INHIBITION * D)
@@ -250,7 +252,7 @@ def amia(
     within: diversity.Within = "positive",
     at_least: int = 0,
 ) -> Tensor:
-    """Select the tokens of one sample that speak for one linear.
+    """Select the tokens of one sample that count for one matrix.
 
     Args:
         outputs: (T, d), output tokens of the linear.
@@ -269,3 +271,54 @@ def amia(
     """
     batch = [([outputs], attention, modality)]
     return amia_batch(batch, neighbours=neighbours, threshold=threshold, within=within, at_least=at_least)[0][0]
+
+
+def _each(select: Callable) -> Callable:
+    """Return the rule for many rows that applies a rule to each."""
+    return lambda rows, options: [select(row, options) for row in rows]
+
+
+def _amia(rows: Sequence, options: Mapping) -> list[Tensor]:
+    return amia_batch(
+        [(list(row.outputs.values()), row.attention, row.codes) for row in rows],
+        neighbours=options["amia_neighbours"],
+        threshold=options["amia_threshold"],
+        within=options["amia_similarity"],
+    )
+
+
+TOKENS = {
+    "all": Tokens(choose=_each(lambda row, options: everything(row.codes)), looks_at="modality", summary="every token"),
+    "text": Tokens(
+        choose=_each(lambda row, options: text(row.codes, TEXT)), looks_at="modality", summary="text tokens"
+    ),
+    "atv": Tokens(
+        choose=_each(lambda row, options: atv(row.before, row.after, row.codes, TEXT, options["atv_alpha"])),
+        options={"atv_alpha": Option(1.0, "visual tokens taken per unit of drift", least=0)},
+        summary="text tokens, and the visual tokens that a block moves most",
+        source="arXiv 2603.16001",
+    ),
+    "amia": Tokens(
+        choose=_amia,
+        looks_at="attention",
+        together=True,
+        options={
+            "amia_similarity": Option(
+                "positive",
+                "how the stopping rule averages cosines within a modality: over pairs with positive cosine (as released) "
+                "or over all pairs",
+                choices=("mean", "positive"),
+            ),
+            "amia_neighbours": Option(3, "neighbours of a token in the graph", least=1),
+            "amia_threshold": Option(0.1, "threshold of the stopping rule", least=0),
+        },
+        summary="few tokens per matrix, attended to and representative",
+        source="Lee et al. 2025, arXiv 2504.09897",
+    ),
+}
+"""Token selections by name. A function ``f(row) -> mask`` may stand in: a :class:`tamp.walk.Row` to (T,) bool."""
+
+
+def rule(method: str | Callable) -> Tokens:
+    """Return the row of a token selection; a function chooses for all matrices of a row at once."""
+    return TOKENS[method] if isinstance(method, str) else Tokens(choose=_each(lambda row, options: method(row)))

@@ -39,11 +39,11 @@ def tokenizer():
     """SmolLM2's tokenizer."""
     import transformers
 
+    from tamp import zoo
     from tamp.errors import UserError
-    from tamp.shipped import smollm2
 
     try:
-        source = smollm2.folder()
+        source = zoo.language_model()
     except UserError as error:
         pytest.skip(f"SmolLM2 cannot be fetched here: {error}")
     return transformers.AutoTokenizer.from_pretrained(source)
@@ -53,8 +53,7 @@ def tokenizer():
 def small(tokenizer, monkeypatch):
     """A tiny random language model in SmolLM2's place."""
     import transformers
-
-    from tamp.shipped import smol, smollm2
+    from training import smol
 
     config = transformers.LlamaConfig(
         vocab_size=49152,
@@ -69,11 +68,11 @@ def small(tokenizer, monkeypatch):
         pad_token_id=2,
     )
 
-    def make(wheel=None):
+    def make():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             base = transformers.LlamaForCausalLM(config)
-        return base.eval(), transformers.AutoTokenizer.from_pretrained(smollm2.folder())
+        return base.eval(), transformers.AutoTokenizer.from_pretrained(tokenizer.name_or_path)
 
     monkeypatch.setattr(smol, "language_model", make)
     return make()[0]

@@ -40,7 +40,11 @@ def refreshed(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 600)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     NotebookClient(
-        fresh, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        fresh,
+        timeout=timeout,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
     ).execute()
     fresh.metadata = nbformat.from_dict(METADATA)
     for cell in fresh.cells:

@@ -10,7 +10,8 @@ import pytest
 import tiny_videollama2
 
 import tamp
-from tamp import cli, comparison, pruning
+from tamp import cli, walk
+from tamp.evaluation import demo, results
 
 
 def run(*arguments):
@@ -19,12 +20,12 @@ def run(*arguments):
 
 def test_prune_evaluate_verify(tmp_path, capsys):
     out = tmp_path / "pruned"
-    assert run("prune", "mini-llava-next", "--preset", "tamp", "--sparsity", 0.6, "--n", 4, "--out", out) == 0
+    assert run("prune", "mini-llava-next", "--preset", "tamp", "--sparsity", 0.6, "--n-samples", 4, "--out", out) == 0
     said = capsys.readouterr().out
     assert "das + amia + wanda: 60.0000%" in said and f"saved to {out}" in said
     assert run("verify", out) == 0
     assert "60.0000% of" in capsys.readouterr().out
-    assert run("evaluate", out, "--limit", 20, "--out", tmp_path / "scores.csv") == 0
+    assert run("evaluate", out, "--n-questions", 20, "--out", tmp_path / "scores.csv") == 0
     assert "accuracy" in capsys.readouterr().out
     assert (tmp_path / "scores.csv").read_text().startswith("task,n,accuracy")
 
@@ -54,7 +55,7 @@ def test_a_plan_is_written_compared_and_pruned_by(tmp_path, capsys):
 
 def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     page = tmp_path / "demo.html"
-    assert run("demo", "--model", "mini-llava-next", "--limit", 30, "--n", 4, "--out", page) == 0
+    assert run("demo", "--model", "mini-llava-next", "--n-questions", 30, "--n-samples", 4, "--out", page) == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("dense", "magnitude", "wanda", "tamp", str(page)))
     stages = re.findall(r"^ *(\d+) s  (\w+)", said, re.M)  # signs of life where there are no bars
@@ -67,28 +68,29 @@ def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     assert [int(seconds) for seconds, _ in stages] == sorted(int(seconds) for seconds, _ in stages)
     text = page.read_text()
     assert text.count("<img") == 5 and "Accuracy per task" in text
-    kept = comparison.retention(tamp.report.recorded("mini_quality")).loc["sparsegpt", 0.7]
+    kept = results.retention(results.recorded("mini_quality")).loc["sparsegpt", 0.7]
     assert "<td>sparsegpt</td>" in text and f"<td>{kept:.1f}</td>" in text  # beside what is recorded of every method
     assert "tamp keeps more than wanda" in said and "wanda keeps more than magnitude" in text
 
 
-def test_a_demo_says_which_claims_hold_on_its_questions():
-    def answered(right):
-        return pd.DataFrame({"correct": [number < right for number in range(100)]})
+def test_a_demo_says_which_claims_are_confirmed_on_its_questions():
+    def verdicts(**right):
+        answered = {name: pd.DataFrame({"correct": [number < n for number in range(100)]}) for name, n in right.items()}
+        return demo.claims(answered).set_index("claim")
 
-    right = {"magnitude": 60, "wanda": 30, "tamp": 31}
-    claims = cli._claims({name: answered(number) for name, number in right.items()}).set_index("claim")
-    assert claims.loc["wanda keeps more than magnitude", "verdict"] == "the opposite holds here"
-    assert claims.loc["wanda keeps more than magnitude", "points"] == -30
-    assert claims.loc["tamp keeps more than wanda", "verdict"] == "not to be seen here"
-    claims = cli._claims({name: answered(number) for name, number in {**right, "tamp": 50}.items()})
-    assert claims["verdict"][0] == "holds here"
+    table = verdicts(magnitude=60, wanda=30, tamp=31)
+    assert table.loc["wanda keeps more than magnitude", "verdict"] == "contradicted"
+    assert table.loc["wanda keeps more than magnitude", "points"] == -30
+    assert table.loc["tamp keeps more than wanda", "verdict"] == "inconclusive"
+    table = verdicts(magnitude=60, wanda=30, tamp=50)
+    assert table.loc["tamp keeps more than wanda", "verdict"] == "confirmed"
 
 
 def test_methods_are_compared_with_tables_and_a_page(tmp_path, capsys):
     out, page = tmp_path / "c.json", tmp_path / "c.html"
-    asked = ("--methods", "wanda", "tamp:das_cap=0.2", "--levels", 0.7, "4:8", "--seeds", 0, "--limit", 10, "--n", 2)
-    assert run("compare", "mini-llava-next", *asked, "--workers", 1, "--out", out, "--page", page) == 0
+    asked = ("--methods", "wanda", "tamp:das_cap=0.2", "--levels", 0.7, "4:8", "--calibration-seeds", 0)
+    few = ("--n-questions", 10, "--n-samples", 2)
+    assert run("compare", "mini-llava-next", *asked, *few, "--out", out, "--page", page) == 0
     said = capsys.readouterr().out
     for word in ("Accuracy less that of wanda", "Overlap of the dropped weights at 4:8", "tamp:das_cap=0.2", str(out)):
         assert word in said
@@ -123,9 +125,40 @@ def test_videos_and_sounds_work_like_pictures(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Loud 2" in " ".join(said.split()) and "Quick 2" in " ".join(said.split())
     record = tmp_path / "compared.json"
-    asked = ("--methods", "wanda", "tamp", "--seeds", 0, "--workers", 1)
+    asked = ("--methods", "wanda", "tamp", "--calibration-seeds", 0)
     assert run("compare", saved, *questions, *samples, *asked, "--out", record) == 0
-    assert {cell["n"] for cell in json.loads(record.read_text())["cells"]} == {4}
+    assert {cell["n_questions"] for cell in json.loads(record.read_text())["cells"]} == {4}
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ("prune m --out o --n-samples 3 --calibration-seed 4", "prune m --out o --n 3 --seed 4"),
+        ("plan m --n-samples 3 --calibration-seed 4", "plan m --n 3 --seed 4"),
+        ("evaluate m --n-questions 3 --question-seed 4", "evaluate m --limit 3 --seed 4"),
+        (
+            "compare m --n-questions 3 --n-samples 4 --calibration-seeds 5 6 --question-seed 7",
+            "compare m --limit 3 --n 4 --seeds 5 6 --seed 7",
+        ),
+        ("demo --n-questions 3 --n-samples 4", "demo --limit 3 --n 4"),
+    ],
+)
+def test_options_have_a_long_and_a_short_spelling(long, short):
+    assert cli.parse(long.split()) == cli.parse(short.split())
+
+
+HEAVY = ("torch", "transformers", "pandas", "matplotlib", "tamp.worlds", "tamp.videollama2")
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["import tamp", "import tamp.cli", "from tamp.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(program):
+    shown = f"import sys\nprint(*(name for name in {HEAVY} if name in sys.modules), sep=',', file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{program}\n{shown}"], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+    assert "main" not in program or all(name in done.stdout for name in cli.COMMANDS)
 
 
 MISTAKES = {
@@ -173,7 +206,7 @@ def test_an_interruption_says_that_the_model_was_partly_pruned(tmp_path, capsys,
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pruning, "replay", interrupt)
+    monkeypatch.setattr(walk.Step, "replay", interrupt)
     assert run("prune", "mini-llava-next", "--n", 2, "--out", tmp_path / "p") == 130
     assert "interrupted. Pruning stopped at block 1 of" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
@@ -183,7 +216,7 @@ def test_an_unexpected_error_is_one_line_unless_debugging(tmp_path, capsys, monk
     def fail(*arguments):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(pruning, "replay", fail)
+    monkeypatch.setattr(walk.Step, "replay", fail)
     arguments = ("prune", "mini-llava-next", "--n", 2, "--out", tmp_path / "p")
     assert run(*arguments) == 1
     assert "RuntimeError: out of luck Run again with --debug" in capsys.readouterr().err

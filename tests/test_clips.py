@@ -11,12 +11,11 @@ import pytest
 import tiny_videollama2
 
 import tamp
-from tamp import models
+from tamp import media, models
 from tamp.errors import UserError
-from tamp.shipped import clips
-from tamp.shipped.clips import BOTH, HEARD, SEEN
-from tamp.shipped.drawing import COLOURS
-from tamp.videollama2 import media
+from tamp.worlds import clips
+from tamp.worlds.clips import BOTH, HEARD, SEEN
+from tamp.worlds.drawing import COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def audible(clip: clips.Clip) -> dict:
 
 
 @pytest.mark.parametrize("task", clips.TASKS)
-def test_nothing_but_the_right_modality_gives_an_answer_away(task, many):
+def test_answers_depend_on_their_modality_alone(task, many):
     """Chi square of the answer against all that must not tell it, in standard deviations from what chance gives."""
     given = [*([visible] if task in HEARD + BOTH else []), *([audible] if task in SEEN + BOTH else [])]
     answers = np.array([place(task, clip) for clip in many])
@@ -257,7 +256,7 @@ class Film:
         return min((flash, name) for name in names if (flash := self.flash(name)) > moment)[1]
 
 
-def test_files_tell_every_answer_to_simple_measurements(asked):
+def test_clip_files_hold_every_answer_by_simple_measurements(asked):
     wrong = []
     for start in range(0, len(asked), 8):
         film = Film(asked[start].videos[0])

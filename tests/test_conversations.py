@@ -9,7 +9,7 @@ from PIL import Image
 import tamp
 from tamp import conversations, records
 from tamp.errors import UserError
-from tamp.shipped import pictures
+from tamp.worlds import pictures
 
 
 @pytest.fixture

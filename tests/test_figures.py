@@ -1,4 +1,4 @@
-"""Figures: tokens return to the picture they came from, and every method of the table has a colour."""
+"""Figures: values per token are put back on their picture, and every method of the table has a colour."""
 
 import matplotlib
 import pandas as pd
@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 
-from tamp import comparison, conversations, figures, models, pruning
+from tamp import conversations, models, pruning
+from tamp.evaluation import figures, results
 from tamp.recipe import PRESETS, Recipe
-from tamp.report import recorded
-from tamp.shipped.pictures import Question
+from tamp.records import Question
 
 
 def test_every_method_has_a_colour_of_its_own_that_no_modality_has():
@@ -72,7 +72,7 @@ def test_maps_are_split_where_the_modality_changes():
 
 
 def test_a_grid_is_drawn_with_a_line_per_method():
-    figure = figures.grid_figure(recorded("mini_quality"), ["wanda", "tamp"])
+    figure = figures.grid_figure(results.recorded("mini_quality"), ["wanda", "tamp"])
     names = [line.get_label() for line in figure.axes[0].lines]
     assert names == ["wanda", "tamp", "dense"] and len(figure.axes) == 2
 
@@ -86,22 +86,23 @@ def test_accuracy_is_drawn_with_a_bar_per_task_and_model():
 
 
 def test_differences_are_drawn_in_the_order_of_the_methods_with_their_intervals():
-    grid = recorded("mini_quality")
-    figure = figures.difference_figure(grid, [0.7, "2:4"], to="amia")
+    grid = results.recorded("mini_quality")
+    figure = figures.difference_figure(grid, [0.7, "2:4"], baseline="amia")
     assert [axis.get_title() for axis in figure.axes] == ["accuracy at 70 %", "accuracy at 2:4"]
     assert all(axis.get_xlabel() == "points against amia" for axis in figure.axes)
-    methods = [method for method in comparison.methods(grid) if method != "amia"]
+    methods = [method for method in results.methods(grid) if method != "amia"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == methods[::-1]
-    rows = comparison.differences(grid, "amia").set_index(["sparsity", "method"])
+    rows = results.differences(grid, "amia").set_index(["level", "method"])
     points = dict(zip(methods, (line.get_xdata()[0] for line in figure.axes[0].lines[2::2])))
-    assert points["tamp"] == rows.loc[(0.7, "tamp"), "points"] > 10
+    assert points == rows.loc[0.7, "points"].to_dict()
     figures.difference_figure({"cells": [cell for cell in grid["cells"] if cell["method"] == "amia"]}, [0.7], "amia")
 
 
 @pytest.mark.parametrize(("preset", "measured"), [("wanda", True), ("magnitude", False)])
 def test_a_report_draws_the_error_of_its_blocks_where_it_is_known(preset, measured):
-    """Magnitude pruning sees no samples, so there is no error to draw."""
+    """Magnitude pruning uses no samples, so there is no error to draw."""
     model, samples = tiny.build("llama")
-    sparsity, errors = pruning.prune(model, samples, Recipe.preset(preset, sparsity=0.5), progress=False).figure().axes
+    report = pruning.prune(model, samples, Recipe.preset(preset, sparsity=0.5), progress=False)
+    sparsity, errors = figures.report_figure(report).axes
     assert sparsity.get_visible() and errors.get_visible() == measured
     assert len(errors.lines[0].get_xdata()) == measured * len(model.model.layers)

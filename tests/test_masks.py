@@ -148,33 +148,3 @@ def test_a_pattern_that_does_not_fit_is_refused(n, m, wrong):
 
 
 # Packing --------------------------------------------------------------------------------------------------------------
-
-
-@checked
-@given(seeds, st.integers(1, 9), st.integers(1, 30))
-def test_packing_and_unpacking_give_the_mask_back(seed, rows, columns):
-    mask = metric_of(seed, rows, columns) < 0.5
-    packed = masks.pack(mask)
-    unpacked = masks.unpack(packed, mask.shape)
-    assert packed.dtype == torch.uint8 and unpacked.dtype == torch.bool
-    assert torch.equal(unpacked, mask)
-
-
-def test_a_packed_mask_takes_one_bit_a_weight():
-    assert masks.pack(torch.ones(64, 64, dtype=torch.bool)).numel() == 64 * 64 // 8
-
-
-def test_a_view_packs_like_its_copy():
-    mask = metric_of(6, 9, 7) < 0.5
-    assert torch.equal(masks.pack(mask.T), masks.pack(mask.T.contiguous()))
-    assert torch.equal(masks.unpack(masks.pack(mask.T), (7, 9)), mask.T)
-
-
-def test_masks_that_differ_in_one_bit_pack_differently():
-    mask = torch.zeros(3, 5, dtype=torch.bool)
-    packs = set()
-    for place in range(15):
-        one = mask.clone().view(-1)
-        one[place] = True
-        packs.add(bytes(masks.pack(one.view(3, 5)).flatten().tolist()))
-    assert len(packs) == 15

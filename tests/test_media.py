@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import audio_utils
 
+from tamp import media
 from tamp.errors import UserError
-from tamp.videollama2 import media
 
 checked = settings(deadline=None, derandomize=True, max_examples=100)
 FLOOR = math.log(2**-23)
@@ -484,7 +484,7 @@ def test_without_x264_a_video_is_written_all_the_same(tmp_path, monkeypatch):
     assert not media.has_audio(tmp_path / "a.mp4")
 
 
-def test_names_are_names_of_files_whatever_is_in_them(tmp_path, monkeypatch):
+def test_file_names_with_special_characters_are_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     media.write_video("a:b %03d.mp4", numbered(2), 10)
     assert media.read_video("a:b %03d.mp4", 2).shape == (2, 32, 48, 3)
@@ -540,7 +540,7 @@ def test_of_a_sound_that_breaks_off_what_is_there_is_read(name, tmp_path):
     assert frequency(read[2000:18000]) == 500
 
 
-def test_damage_in_the_middle_is_left_out_and_told(tmp_path, caplog):
+def test_damaged_frames_are_left_out_and_reported(tmp_path, caplog):
     path = tmp_path / "a.mp4"
     media.write_video(path, numbered(1), 10, tone(500, 16000, 3))
     content = bytearray(path.read_bytes())
@@ -636,7 +636,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_mistake_is_told_in_a_sentence(fault, tmp_path):
+def test_an_error_is_one_sentence(fault, tmp_path):
     make, message = BAD[fault]
     with pytest.raises(UserError, match=message):
         make(tmp_path)

@@ -11,7 +11,7 @@ import transformers
 import tamp
 from tamp import models
 from tamp.errors import UserError
-from tamp.shipped.places import data_folder
+from tamp.files import data_folder
 
 
 def test_the_shipped_model_is_a_plain_llava_next(shipped):

@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_pruning import EVERY, run
 
-from tamp import allocation, calibration, diversity, models, planning, pruning
+from tamp import allocation, diversity, models, planning, pruning, scores, walk
 from tamp.recipe import Recipe
 
 
@@ -72,12 +72,18 @@ def test_owl_counts_the_outliers_of_a_constructed_block():
     hidden = torch.tensor(
         [[[1.0, -1, 1, 1], [-1, 1, 1, -1], [9, 9, 9, 9]]]
     )  # every channel's norm is 1 but for padding
-    sample = calibration.Captured(hidden, [{}, {}], torch.tensor([[0, 2, -1]]))
+    model = torch.nn.Module()
+    model.block = block
+
+    def step():
+        sample = walk.Captured(hidden, [{}], torch.tensor([[0, 2, -1]]), source={}, padded=True)
+        return walk.Step(model, 0, "block", [sample], attention=False, keep=False)
+
     recipe = Recipe.preset("owl")  # mean |W| over 12 entries is 13.26: above 66.3 is one entry, above 2 x 13.26 two
     with torch.no_grad():
-        assert planning.owl_scores([block], [sample], recipe, progress=False) == [1 / 12] * 2
+        assert scores.owl(step(), recipe.options) == {"one": 1 / 12, "two": 1 / 12}
         looser = Recipe.preset("owl", owl_threshold=2.0)
-        assert planning.owl_scores([block], [sample], looser, progress=False) == [2 / 12] * 2
+        assert scores.owl(step(), looser.options) == {"one": 2 / 12, "two": 2 / 12}
 
 
 def test_owl_drops_less_where_outliers_are_and_stays_in_its_band():
@@ -91,22 +97,22 @@ def test_a_band_that_does_not_fit_becomes_narrower_and_equal_scores_are_uniform(
     assert allocation.banded([0.0, 1.0], [100, 100], 0.04) == [8, 0]
     assert allocation.banded([0.0, 1.0], [100, 100], 0.95) == [100, 90]
     assert allocation.banded([3.0, 3.0], [100, 300], 0.5) == [50, 150]
-    for scores, half_width in (([1.0, float("nan")], 0.08), ([1.0], 0.08), ([1.0, 2.0], -1)):
+    for bad, half_width in (([1.0, float("nan")], 0.08), ([1.0], 0.08), ([1.0, 2.0], -1)):
         with pytest.raises(ValueError):
-            allocation.banded(scores, [10, 10], 0.5, half_width)
+            allocation.banded(bad, [10, 10], 0.5, half_width)
 
 
 @EVERY
 def test_owl_prunes_blocks_evenly_within_and_exactly_in_all(family):
     model, report = run(family, allocation="owl", tokens="all", sparsity=0.5)
     assert report.sparsity == pytest.approx(0.5, abs=1e-5)
-    scores, sparsities = [], []
+    found, sparsities = [], []
     for _, rows in report.table.groupby("block"):
         assert ((rows["got"] - rows["got"].iloc[0]).abs() * rows["weights"] <= 1.001).all()
-        scores.append(rows["score"].iloc[0])
+        found.append(rows["score"].iloc[0])
         sparsities.append(rows["got"].iloc[0])
     assert max(sparsities) - min(sparsities) <= 0.16 + 1e-3
-    assert sparsities[scores.index(max(scores))] == min(sparsities)
+    assert sparsities[found.index(max(found))] == min(sparsities)
 
 
 def test_the_exponent_of_a_known_power_law_is_found():
@@ -116,16 +122,16 @@ def test_the_exponent_of_a_known_power_law_is_found():
     eigenvalues = quantile ** (-1 / (exponent - 1))  # descending
     rotation = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
     weight = rotation * eigenvalues.sqrt()
-    assert planning.heavy_tail(weight) == pytest.approx(exponent, rel=0.02)
-    assert planning.heavy_tail(weight.T) == pytest.approx(exponent, rel=0.02)
-    assert planning.heavy_tail(1e-3 * weight) == pytest.approx(exponent, rel=0.02)
+    assert scores.heavy_tail(weight) == pytest.approx(exponent, rel=0.02)
+    assert scores.heavy_tail(weight.T) == pytest.approx(exponent, rel=0.02)
+    assert scores.heavy_tail(1e-3 * weight) == pytest.approx(exponent, rel=0.02)
 
 
 def test_the_hill_estimate_is_the_formula_on_four_eigenvalues():
     weight = torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0]))  # eigenvalues 64, 16, 4, 1: the upper half against 4
-    assert planning.heavy_tail(weight) == pytest.approx(1 + 2 / (math.log(16) + math.log(4)))
-    assert planning.heavy_tail(torch.eye(4)) == math.inf
-    assert planning.heavy_tail(torch.zeros(3, 3)) == math.inf
+    assert scores.heavy_tail(weight) == pytest.approx(1 + 2 / (math.log(16) + math.log(4)))
+    assert scores.heavy_tail(torch.eye(4)) == math.inf
+    assert scores.heavy_tail(torch.zeros(3, 3)) == math.inf
 
 
 def test_alphapruning_drops_more_where_the_tail_is_lighter_and_is_exact():
@@ -143,11 +149,11 @@ def test_ecoflap_measures_the_slope_that_backpropagation_gives(family):
     weights = [linear.weight for linear in models.linears(block).values()]
     sample = samples[0]
     before = [weight.clone() for weight in weights]
-    measured = planning.slope(model, sample, weights, 1e-3, (0, 5))
+    measured = scores.slope(model, sample, weights, 1e-3, (0, 5))
     assert all(torch.equal(weight, original) for weight, original in zip(weights, before))
-    loss = planning.text_loss(model, sample)
+    loss = scores.text_loss(model, sample)
     gradients = torch.autograd.grad(loss, weights)
-    along = sum((grad * part).sum() for grad, part in zip(gradients, planning.direction(weights, (0, 5))))
+    along = sum((grad * part).sum() for grad, part in zip(gradients, scores.direction(weights, (0, 5))))
     assert measured == pytest.approx(along.item(), rel=2e-2, abs=1e-5)
 
 
@@ -158,30 +164,30 @@ def test_ecoflap_scores_are_the_mean_slopes_of_whole_forward_passes_but_compute_
     recipe = Recipe(allocation="ecoflap", ecoflap_step=step)
     expected, ran = [], []
     with torch.no_grad():
-        captured = calibration.capture(model, samples, progress=False)
+        captured = walk.capture(model, samples, progress=False)
         for position, block in enumerate(stack):
             weights = [linear.weight for linear in models.linears(block).values()]
             slopes = [
-                abs(planning.slope(model, sample, weights, step, (position, n))) for n, sample in enumerate(samples)
+                abs(scores.slope(model, sample, weights, step, (position, n))) for n, sample in enumerate(samples)
             ]
             expected += [float(f"{sum(slopes) / len(slopes):.6g}")] * len(weights)
         firsts = [next(iter(models.linears(block).values())) for block in stack]
         handles = [
             linear.register_forward_hook(lambda module, *_: ran.append(firsts.index(module))) for linear in firsts
         ]
-        with calibration.hooks(*handles):
-            scores = planning.ecoflap_scores(model, samples, captured, recipe, progress=False)
-    assert scores == expected and all(scores)
+        with walk.hooks(*handles):
+            found = planning.score(model, captured, recipe, progress=False)
+    assert list(found.values()) == expected and all(expected)
     for position in range(len(stack)):  # twice per block that is moved up to this one, and once to go on
         assert ran.count(position) == (2 * (position + 1) + 1) * len(samples)
     assert not any("forward" in vars(block) for block in stack)
 
 
-def test_skipped_blocks_have_their_own_forward_again_come_what_may():
+def test_skipped_blocks_have_their_own_forward_again_after_an_exception():
     model, samples = tiny.build("llama")
     first, second = list(models.blocks(model).values())[:2]
     second.forward = offloaded = second.forward  # an instance's own, as offloading sets it
-    with pytest.raises(KeyboardInterrupt), calibration.skipped([first, second], torch.zeros(1)):
+    with pytest.raises(KeyboardInterrupt), scores.skipped([first, second], torch.zeros(1)):
         assert first(None) == second(None) == 0
         raise KeyboardInterrupt
     assert "forward" not in vars(first) and second.forward is offloaded
@@ -193,7 +199,7 @@ def test_the_loss_of_ecoflap_is_that_of_the_text_alone():
     logits = model(**sample, use_cache=False).logits[0].double().log_softmax(-1)
     codes, ids = models.modality(model, sample)[0], sample["input_ids"][0]
     taken = [-logits[place - 1, ids[place]].item() for place in range(1, len(ids)) if codes[place] == models.TEXT]
-    assert planning.text_loss(model, sample).item() == pytest.approx(sum(taken) / len(taken), rel=1e-5)
+    assert scores.text_loss(model, sample).item() == pytest.approx(sum(taken) / len(taken), rel=1e-5)
 
 
 @pytest.mark.parametrize("allocation_", ["owl", "alphapruning", "ecoflap", "das"])
@@ -202,10 +208,10 @@ def test_no_allocation_touches_a_weight(allocation_):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recipe = Recipe(allocation=allocation_, sparsity=0.5)
     with torch.no_grad():
-        captured = calibration.capture(model, samples, progress=False)
-        scores = planning.score(model, samples, captured, recipe, progress=False)
-        again = planning.score(model, samples, captured, recipe, progress=False)
-    assert scores == again and len(scores) == sum(map(len, map(models.linears, models.blocks(model).values())))
+        captured = walk.capture(model, samples, progress=False)
+        found = planning.score(model, captured, recipe, progress=False)
+        again = planning.score(model, captured, recipe, progress=False)
+    assert found == again and len(found) == sum(map(len, map(models.linears, models.blocks(model).values())))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

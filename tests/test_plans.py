@@ -1,4 +1,4 @@
-"""Plans as files: written, read, edited, compared, and obeyed by any method."""
+"""Plans as files: written, read, edited, compared, and followed by any method."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_any_method_runs_under_any_plan(preset):
     assert report.recipe.allocation == "das" and report.table["score"].notna().all()
 
 
-def test_an_edited_plan_is_obeyed(tmp_path):
+def test_pruning_follows_an_edited_plan(tmp_path):
     model, samples, plan = made()
     path = plan.write(tmp_path / "plan.json")
     first, second = plan.linears[:2]
@@ -86,7 +86,7 @@ def linear(number=0, **changes):
         ({}, linear(score=float("nan")), "the score of .* is nan"),
         ({}, linear(dropped=1000), r"97\.66% of its weights, above the cap of 60\.00%"),
         ({}, lambda f: f.update(target=2), r"\[0, 1\)"),
-        ({"pattern": "2:4"}, linear(dropped=513), "no n of every 4 inputs"),
+        ({"pattern": "2:4"}, linear(dropped=513), "not a whole number per group of 4 inputs"),
         (
             {"pattern": "2:4"},
             lambda f: [row.update(dropped=0) for row in f["linears"].values()],
@@ -129,7 +129,7 @@ def test_a_plan_for_another_model_is_refused_before_anything_happens():
         (rename(plan, "k_proj", "key_proj"), "Did you mean '.*k_proj'"),
         (
             plans.Plan(linears=plan.linears[:-2], sizes=plan.sizes, drops=plan.drops, target=0.5),
-            "says nothing of .* and 1",
+            "lacks .* and 1",
         ),
         (
             plans.Plan(linears=plan.linears, sizes=(5,) * 21, drops=plan.drops, target=0.5),
@@ -144,7 +144,7 @@ def test_a_plan_for_another_model_is_refused_before_anything_happens():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_other_weights_of_the_same_shape_are_told(caplog):
+def test_a_plan_for_other_weights_of_the_same_shape_is_reported(caplog):
     model, samples, plan = made()
     tamp.prune(model, samples, Recipe(), progress=False, plan=plan)
     assert not caplog.messages
@@ -158,7 +158,7 @@ def test_a_fingerprint_is_the_model_s_not_its_device_s_or_type_s():
     assert models.fingerprint(model) != models.fingerprint(tiny.build("llava_next")[0])
 
 
-def test_differences_of_two_plans_are_told_per_linear_and_together():
+def test_differences_of_two_plans_per_linear_and_in_total():
     _, samples, plan = made()
     model, *_ = made()
     even = tamp.plan(model, samples, Recipe(allocation="uniform"), progress=False)

@@ -8,12 +8,12 @@ import pytest
 import tiny
 import torch
 from hypothesis import given, settings
-from test_calibration import pad
+from test_walk import pad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tamp import criteria, masks, models, pruning, selection
 from tamp.errors import UserError
-from tamp.recipe import CHOICES, PRESETS, Recipe
+from tamp.recipe import METHODS, PRESETS, Recipe
 
 EVERY = pytest.mark.parametrize("family", tiny.FAMILIES)
 
@@ -51,12 +51,12 @@ def test_every_preset_meets_its_budget_exactly_in_every_family(family, preset):
 
 
 @pytest.mark.parametrize(
-    "choice", itertools.product(*(CHOICES[name] for name in ("allocation", "tokens", "criterion")))
+    "choice", itertools.product(*(METHODS[name] for name in ("allocation", "tokens", "criterion")))
 )
 def test_every_combination_runs_and_is_exact(choice):
     choices = dict(zip(("allocation", "tokens", "criterion"), choice))
     if choices["criterion"] == "magnitude" and choices["tokens"] != "all":
-        with pytest.raises(UserError, match="Magnitude looks at no calibration token"):
+        with pytest.raises(UserError, match="does not use calibration tokens"):
             run(**choices)
         return
     assert run(**choices, sparsity=0.5)[1].sparsity == 0.5
@@ -67,7 +67,7 @@ def test_every_combination_runs_and_is_exact(choice):
     assert abs(sum(plan.drops) - sum(plan.sizes) / 2) <= min(plan.sizes) / 8
 
 
-@pytest.mark.parametrize("criterion", CHOICES["criterion"])
+@pytest.mark.parametrize("criterion", METHODS["criterion"])
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4", "3:4"])
 def test_every_group_of_a_pattern_is_exact(criterion, pattern):
     n, m = masks.parse_pattern(pattern)
@@ -164,7 +164,7 @@ def by_hand(model, samples, tokens: str, sparsity: float) -> list[torch.Tensor]:
 
 
 @EVERY
-@pytest.mark.parametrize("tokens", CHOICES["tokens"])
+@pytest.mark.parametrize("tokens", METHODS["tokens"])
 def test_the_walk_prunes_what_plain_forward_passes_say(family, tokens):
     model, samples = tiny.build(family)
     for name, parameter in model.named_parameters():
@@ -176,7 +176,7 @@ def test_the_walk_prunes_what_plain_forward_passes_say(family, tokens):
         assert (mask ^ other).float().mean() <= 0.002, name  # attention comes from another kernel: last bits may differ
 
 
-@pytest.mark.parametrize("tokens", CHOICES["tokens"])
+@pytest.mark.parametrize("tokens", METHODS["tokens"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_prunes_like_its_rows(tokens, side):
     _, samples = tiny.build("llama")
@@ -189,7 +189,7 @@ def test_a_padded_batch_prunes_like_its_rows(tokens, side):
 
 @pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("tokens", ["all", "amia"])
-def test_masks_are_the_same_again_whatever_is_picked_together(criterion, tokens, monkeypatch):
+def test_masks_do_not_depend_on_how_many_rows_are_picked_together(criterion, tokens, monkeypatch):
     first = zeros(run(criterion=criterion, tokens=tokens)[0])
     for together in (2**26, 1):
         monkeypatch.setattr(pruning, "LOCK_STEP", together)
@@ -287,7 +287,7 @@ def test_an_interrupted_prune_says_that_the_model_is_partly_pruned_and_cleans_up
     assert hooks_of(model) == hooks
 
 
-def test_an_error_before_the_first_block_says_nothing_of_the_sort():
+def test_an_error_before_the_first_block_has_no_note_about_partial_pruning():
     model, samples = tiny.build("llava_next")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError) as error:
@@ -331,14 +331,14 @@ def test_a_model_that_is_not_in_memory_is_refused():
         ({"criterion": "wand"}, "Did you mean 'wanda'"),
         ({"das_cap": -1}, "das_cap"),
         ({"amia_neighbours": 0}, "at least 1"),
-        ({"criterion": "magnitude"}, "looks at no calibration token"),
-        ({"allocation": "uniform", "das_cap": 0.2}, "das_cap does nothing under allocation='uniform'"),
+        ({"criterion": "magnitude"}, "does not use calibration tokens"),
+        ({"allocation": "uniform", "das_cap": 0.2}, "das_cap has no effect with allocation='uniform'"),
         ({"tokens": "all", "amia_threshold": 0.2}, "it belongs to 'amia'"),
-        ({"damping": 0.1}, "damping does nothing under criterion='wanda'"),
+        ({"damping": 0.1}, "damping has no effect with criterion='wanda'"),
         ({"allocation": "owl", "das_cap": 0.2}, "'das' and 'ecoflap'"),
     ],
 )
-def test_a_recipe_that_means_nothing_is_refused(arguments, message):
+def test_an_invalid_recipe_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Recipe(**arguments)
 

@@ -9,9 +9,8 @@ import torch
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
 import tamp
-from tamp import conversations, models, records
+from tamp import conversations, media, models, records
 from tamp.errors import UserError
-from tamp.videollama2 import media
 
 MIXED = (
     {

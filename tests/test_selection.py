@@ -323,7 +323,7 @@ def test_a_batch_of_mixed_types_gives_the_very_masks_of_one_at_a_time():
             assert torch.equal(mask[linear], selection.amia(tokens, attention, modality))
 
 
-def test_a_batch_of_nothing_is_nothing():
+def test_an_empty_batch_gives_an_empty_result():
     assert selection.amia_batch([]) == []
 
 

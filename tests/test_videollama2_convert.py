@@ -206,7 +206,7 @@ def incomplete(weights):
 
 MISTAKES = {  # how to break weights, configuration or folder, and what is said
     "shape": (reshape, {}, None, r"model.norm.weight has shape \(31,\), its config.json asks for \(32,\)"),
-    "unknown tensor": (unknown, {}, None, "mm_projector_b.0.weight, which is no part"),
+    "unknown tensor": (unknown, {}, None, "mm_projector_b.0.weight, which is not part"),
     "no place": (too_deep, {}, None, "model.layers.2.mlp.up_proj.weight, which the model in its config.json"),
     "twice": (twice, {}, None, "twice"),
     "missing tensor": (
@@ -248,7 +248,7 @@ def test_a_broken_shard_is_named(tmp_path, damage):
     path.write_bytes(
         {"cut": whole[:-1], "long": whole + b"x", "empty": b"", "text": b"version https://git-lfs"}[damage]
     )
-    with pytest.raises(UserError, match="model-00001-of-00002.safetensors is no complete safetensors file"):
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors is not a complete safetensors file"):
         convert(source, tmp_path / "port", **tiny.TOWERS)
     assert not (tmp_path / "port").exists()
 
@@ -274,7 +274,7 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path):
     assert not (tmp_path / "port" / "precious.txt").exists() and (tmp_path / "port" / "config.json").exists()
 
 
-def test_the_command_converts_and_tells_mistakes(tmp_path, capsys, monkeypatch):
+def test_the_command_converts_and_reports_errors(tmp_path, capsys, monkeypatch):
     source, out = tiny.publish(tmp_path / "source"), tmp_path / "port"
     assert cli.main(["convert-videollama2", str(source), str(out)]) == 2  # sizes of the large towers do not fit
     assert "has shape" in capsys.readouterr().err and not out.exists()

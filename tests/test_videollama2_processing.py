@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, SiglipImageProcessorPil
 
-from tamp import calibration, conversations, evaluation, models
+from tamp import conversations, media, models, walk
 from tamp.errors import UserError
-from tamp.shipped.pictures import Question
-from tamp.videollama2 import VideoLlama2Processor, media
+from tamp.evaluation import scoring
+from tamp.videollama2 import VideoLlama2Processor
+from tamp.worlds.pictures import Question
 
 RATE = 16000
 PAPER_TOKENS = 187 * 8  # of 30 s
@@ -219,7 +220,7 @@ def test_samples_are_processed_for_calibration(processor, model):
     sample = conversations.process(processor, messages)
     codes = models.modality(model, sample)
     assert (codes == models.VISUAL).sum() == 8 and (codes == models.TEXT).sum() == codes.numel() - 8
-    captured = calibration.capture(model.eval(), [sample], progress=False)
+    captured = walk.capture(model.eval(), [sample], progress=False)
     assert captured[0].hidden.shape == (1, codes.shape[1], 32)
 
 
@@ -229,7 +230,7 @@ def test_evaluation_gives_what_a_plain_forward_pass_gives(processor, model):
         Question(task="t", images=pictures, text=text, answer=answer, choices=("yes", "no"))
         for text, answer in (("Is it?", "yes"), ("Was it ever?", "no"))
     ]
-    scored = evaluation.answers(model, processor, asked, progress=False)
+    scored = scoring.answers(model, processor, asked, progress=False)
     for question, nll in zip(asked, scored["nll"]):
         prompt = conversations.render(processor, conversations.dialogue(question.text, None, pictures), prompt=True)
         whole = processor(f"{prompt}{question.answer}<|im_end|>", images=list(pictures))

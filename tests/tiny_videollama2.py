@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from tamp.videollama2 import VideoLlama2Config, VideoLlama2ForConditionalGeneration, VideoLlama2Processor, media
+from tamp import media
+from tamp.videollama2 import VideoLlama2Config, VideoLlama2ForConditionalGeneration, VideoLlama2Processor
 from tamp.videollama2.convert import port_name
 from tamp.videollama2.processing import TOKENS
 

@@ -189,7 +189,7 @@ class BeatsModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden)
 
     def _position_bias(self, length: int) -> Tensor:
-        """Look up what relative positions add to the logits, (1, heads, T, T)."""
+        """Return what relative positions add to the logits, (1, heads, T, T)."""
         config, table = self.config, self.relative_attention_bias
         steps = torch.arange(length, device="cpu")
         buckets = position_buckets(steps - steps[:, None], config.num_buckets, config.max_distance)  # (T, T)
@@ -197,7 +197,7 @@ class BeatsModel(PreTrainedModel):
 
 
 def token_mask(frame_mask: Tensor, config: BeatsConfig) -> Tensor:
-    """Tell which tokens come of frames that are no padding, (B, frames) to (B, T) bool."""
+    """Return which tokens come from frames that are not padding, (B, frames) to (B, T) bool."""
     size = config.patch_size
     rows = frame_mask.bool().unfold(1, size, size).all(-1)  # (B, frames // patch)
     return rows.repeat_interleave(config.num_mel_bins // size, dim=1)

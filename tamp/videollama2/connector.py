@@ -72,7 +72,7 @@ def stage(inputs: int, outputs: int, depth: int) -> nn.Sequential:
 
 
 class STCConnector(nn.Module):
-    """Turn the patches of a video's frames into decoder tokens, fewer in time, height and width.
+    """Convert the patches of a video's frames into decoder tokens, fewer in time, height and width.
 
     Args:
         inputs: width of the vision tower.

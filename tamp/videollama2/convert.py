@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, SiglipImageProcessorPil
 
-from tamp import checkpoint
+from tamp import files
 from tamp.errors import UserError
 from tamp.videollama2.configuration import VideoLlama2Config
 from tamp.videollama2.modeling import VideoLlama2ForConditionalGeneration
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def port_name(published: str) -> str | None:
-    """Say what a published tensor is called in the port.
+    """Return what a published tensor is called in the port.
 
     Returns:
         The name, None if the port does without the tensor.
@@ -64,7 +64,7 @@ def port_name(published: str) -> str | None:
             for gate, renamed in GATES.items():
                 name = name.replace(gate, renamed)
             return name
-    raise UserError(f"The checkpoint has a tensor {published}, which is no part of VideoLLaMA 2 with sound.")
+    raise UserError(f"The checkpoint has a tensor {published}, which is not part of VideoLLaMA 2 with sound.")
 
 
 def convert(source: str | Path, destination: str | Path, overwrite: bool = False, **settings) -> Path:
@@ -87,7 +87,7 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
         UserError: if a file is missing or broken, a tensor is missing, unknown or of another shape, a part of the model
             is of a type that is not ported, the destination exists, or writing fails.
     """
-    source, destination = Path(source), checkpoint.check_free(destination, overwrite)
+    source, destination = Path(source), files.check_free(destination, overwrite)
     config = VideoLlama2Config.from_published(_json(source / "config.json"), **settings)
     config.architectures = [VideoLlama2ForConditionalGeneration.__name__]
     tokenizer = _tokenizer(source)
@@ -102,7 +102,7 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
         )
     shards = {path: _header(path) for path in _shards(source)}
     names = _check(shards, config)
-    with checkpoint.finished(destination, overwrite) as folder:
+    with files.finished(destination, overwrite) as folder:
         weight_map, total = {}, 0
         for path, (header, start) in shards.items():
             total += _rewrite(path, folder / path.name, header, start, names)
@@ -125,7 +125,7 @@ def _json(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"There is no {path}: give the folder of a published checkpoint.") from error
     except ValueError as error:
-        raise UserError(f"{path} is no readable JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def _shards(source: Path) -> list[Path]:
@@ -151,12 +151,12 @@ def _header(path: Path) -> tuple[dict[str, dict], int]:
     header.pop("__metadata__", None)
     end = max((entry["data_offsets"][1] for entry in header.values()), default=-1)
     if start + end != path.stat().st_size:
-        raise UserError(f"{path} is no complete safetensors file: download it again.")
+        raise UserError(f"{path} is not a complete safetensors file: download it again.")
     return header, start
 
 
 def _check(shards: dict[Path, tuple[dict, int]], config: VideoLlama2Config) -> dict[str, str | None]:
-    """Hold what the files have against what the model needs; return the new name of every tensor."""
+    """Compare what the files have with what the model needs; return the new name of every tensor."""
     with torch.device("meta"):
         needed = VideoLlama2ForConditionalGeneration._from_config(config).state_dict()
     names: dict[str, str | None] = {}

@@ -113,7 +113,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
         )
 
     def _place(self, ids, embeds, pixel_values, pixel_values_videos, input_features, input_features_mask) -> Tensor:
-        """Put the towers' tokens where their placeholder ids are, (B, T, hidden) to (B, T, hidden)."""
+        """Write the towers' tokens where their placeholder ids are, (B, T, hidden) to (B, T, hidden)."""
         found = {}
         if pixel_values is not None:
             found["image"] = self.get_image_features(pixel_values).flatten(0, 1)  # (tokens, hidden)

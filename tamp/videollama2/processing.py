@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature, ProcessorMixin, SiglipImageProcessorPil
 
+from tamp import media
 from tamp.errors import UserError, unknown
-from tamp.videollama2 import media
 
 KINDS = ("image", "video", "audio")
 MARKS = {kind: f"<{kind}>" for kind in KINDS}

@@ -1,8 +1,8 @@
-"""Run the chapters of the book on a real language model and keep what each found, for the default runs to show.
+"""Run the chapters of the book on a real language model and keep what each records, for the default runs to show.
 
     python tests/benchmarks/chapters.py [00_quickstart ...]
 
-Every chapter writes what it found to ``results/`` in its working folder; that file is kept as it is.
+Every chapter writes its results to ``results/`` in its working folder; that file is kept as it is.
 """
 
 import argparse

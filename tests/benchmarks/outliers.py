@@ -1,4 +1,4 @@
-"""What makes real language models hard to prune, measured: channels far louder than others, and tokens that drain attention.
+"""What makes real language models hard to prune: channels far louder than others, and tokens that draw attention.
 
 python tests/benchmarks/outliers.py
 
@@ -15,8 +15,8 @@ import torch
 from matplotlib.figure import Figure
 
 import tamp
-from tamp import calibration, conversations, criteria, models
-from tamp.figures import MODALITIES
+from tamp import criteria, walk, zoo
+from tamp.evaluation.figures import MODALITIES
 
 NAME = "outliers"
 MODELS = ("mini-llava-next", "smol-llava-next")
@@ -24,28 +24,23 @@ MODELS = ("mini-llava-next", "smol-llava-next")
 
 @torch.no_grad()
 def measure(model, samples: list[dict]) -> dict:
-    """Walk samples through the blocks.
+    """Measure loudness and attention in every block.
 
     Returns:
         ``linears`` ``{short name: [loudest over median channel, per block]}``, ``first_norm`` and ``first_attention``, each
         a number per block, medians over samples.
     """
-    captured = calibration.capture(model, samples, progress=False)
     loudness: dict[str, list[float]] = {}
     first_norm, first_attention = [], []
-    for position, block in enumerate(models.blocks(model).values()):
-        linears = models.linears(block)
-        squares = {name: criteria.MeanSquare(linear.in_features) for name, linear in linears.items()}
+    for step in walk.walk(model, walk.capture(model, samples, progress=False), attention=True):
+        squares = {name: criteria.MeanSquare(linear.in_features) for name, linear in step.linears.items()}
         norms, shares = [], []
-        for sample in captured:
-            tokens = sample.hidden[0].float().norm(dim=-1)  # (T,)
+        for row in step:
+            tokens = row.before.float().norm(dim=-1)  # (T,)
             norms.append((tokens[0] / tokens[1:].median()).item())
-            with calibration.linear_tokens(linears) as seen, calibration.attention_row(block) as row:
-                row.last = calibration.last_valid(sample.modality)
-                sample.hidden = sample.run(block, position)
-            shares.append(row.value[0, 0].item())
-            for name, (entered, _) in seen.items():
-                squares[name].add(entered[0])
+            shares.append(row.attention[0].item())
+            for name, inputs in row.inputs.items():
+                squares[name].add(inputs)
         for name, square in squares.items():
             norm = square.value().sqrt()
             loudness.setdefault(name.split(".")[-1], []).append(round((norm.max() / norm.median()).item(), 2))
@@ -72,7 +67,7 @@ def draw(result: dict, path) -> None:
     middle.set(xlabel="depth (% of blocks)", ylabel="norm of the first token / median", yscale="log")
     middle.set_title("hidden state of the first token", fontsize=9)
     right.set(xlabel="depth (% of blocks)", ylabel="attention to the first token (%)", ylim=(0, None))
-    right.set_title("where the last token looks", fontsize=9)
+    right.set_title("attention of the last token", fontsize=9)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -81,14 +76,14 @@ def main(arguments: list[str] | None = None, load=tamp.load) -> dict:
     """Measure every model, record, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--n", type=int, default=16)
+    parser.add_argument("--n-samples", type=int, default=16)
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    result = {"samples": options.n, "models": {}}
+    result = {"n_samples": options.n_samples, "models": {}}
     for name in options.models:
         model, processor = load(name, device="cpu")
-        samples = tamp.calibration_set(conversations.OWN_SETS[name], processor, options.n, seed=0)
+        samples = tamp.calibration_set(zoo.MODELS[name].questions, processor, options.n_samples, seed=0)
         result["models"][name] = measure(model, samples)
     recording.write(NAME, result, options.out)
     draw(result, options.out / f"{NAME}.png")

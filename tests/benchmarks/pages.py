@@ -1,4 +1,4 @@
-"""Write what README.md and data/README.md show of recorded results and shipped files, and the figures.
+"""Fill the generated parts of README.md, data/README.md and the pages of the book, and draw the recorded figures.
 
 python tests/benchmarks/pages.py
 """
@@ -9,6 +9,8 @@ import math
 import statistics
 from pathlib import Path
 
+import answers
+import method_tables
 import outliers
 import pandas as pd
 import quality
@@ -17,12 +19,14 @@ import recording
 import search
 from matplotlib.figure import Figure
 
-from tamp import comparison, evaluation, figures
-from tamp.checkpoint import sha256
-from tamp.report import recorded as read
+from tamp.evaluation import figures, results, scoring
+from tamp.evaluation.results import recorded as read
+from tamp.files import sha256
 
 DATA = recording.ROOT / "data"
 COLOURS = list(figures.METHODS.values())[1:]
+SHORT_LIST = ("magnitude", "wanda", "das", "tamp", "text", "atv", "sparsegpt")
+"""Methods of the README's table of results."""
 
 
 def file_table() -> str:
@@ -30,13 +34,13 @@ def file_table() -> str:
     rows = [
         f"| `{path.relative_to(DATA).as_posix()}` | {path.stat().st_size:,} | `{sha256(path)}` |"
         for path in sorted(DATA.rglob("*"))
-        if path.is_file() and path.suffix != ".md" and "results" not in path.parts
+        if path.is_file() and path.suffix != ".md" and not {"results", "training"} & set(path.relative_to(DATA).parts)
     ]
     return "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
 
 
 def training_table(record: dict) -> str:
-    """Tell what training made, from its record."""
+    """Return what training made, from its record."""
     final = record["held_out"]
     rows = [
         f"| {task} | {row['n']} | {100 * row['accuracy']:.1f} | {100 * row['chance']:.1f} |"
@@ -58,7 +62,7 @@ def training_table(record: dict) -> str:
 
 
 def text_lines(record: dict) -> list[str]:
-    """Tell what training did to text, where it was measured."""
+    """Return what training did to text, where it was measured."""
     if "text" not in record:
         return []
     lines = [
@@ -98,35 +102,35 @@ def training_figure(record: dict, path: Path) -> None:
 
 
 def header(*columns: str) -> list[str]:
-    """Begin a table."""
+    """Return the first lines of a table."""
     return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
 
 def heading(levels: list[float | str], what: str) -> list[str]:
-    """Begin a table with a column per level."""
-    return header(what, *map(comparison.level_name, levels))
+    """Return the first lines of a table with a column per level."""
+    return header(what, *map(results.level_name, levels))
 
 
 def quality_table(recorded: dict) -> str:
     """Write accuracy with its interval and likelihood, per method and level."""
-    dense = comparison.cells_of(recorded, "dense", 0.0)[0]
-    levels = comparison.levels(recorded)
+    dense = results.cells_of(recorded, "dense", 0.0)[0]
+    levels = results.levels(recorded)
     lines = heading(levels, "accuracy % (answer NLL)")
     seeds = set()
-    for method in comparison.methods(recorded):
+    for method in results.methods(recorded):
         row = []
         for level in levels:
-            if cells := comparison.cells_of(recorded, method, level):
-                points, low, high = comparison.interval(cells)
-                row.append(f"{points:.1f} [{low:.1f}, {high:.1f}] ({comparison.mean(cells, 'nll'):.2f})")
+            if cells := results.cells_of(recorded, method, level):
+                points, low, high = results.interval(cells)
+                row.append(f"{points:.1f} [{low:.1f}, {high:.1f}] ({results.mean(cells, 'nll'):.2f})")
                 seeds |= {len(cells)} if method != "magnitude" else set()
             else:
                 row.append("–")
         lines.append(f"| `{method}` | " + " | ".join(row) + " |")
-    low, high = evaluation.wilson(dense["accuracy"], dense["n"])
+    low, high = scoring.wilson(dense["accuracy"], dense["n_questions"])
     note = (
         f"Dense: {100 * dense['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({dense['nll']:.2f}). "
-        f"{dense['n']:,} fresh questions, {recorded['calibration_samples']} calibration samples, "
+        f"{dense['n_questions']:,} fresh questions, {recorded['n_samples']} calibration samples, "
         f"{' or '.join(map(str, sorted(seeds)))} calibration seeds (magnitude needs none); in brackets 95 % intervals, "
         "bootstrapped over questions and seeds; with three seeds they are rough."
     )
@@ -135,13 +139,13 @@ def quality_table(recorded: dict) -> str:
 
 def detail_table(recorded: dict, level: float) -> str:
     """Write everything that was measured at one level, per method."""
-    shown = [cell for cell in recorded["cells"] if cell["sparsity"] in (0.0, level)]
-    scores = comparison.scores({"cells": shown}).set_index("method")
-    gains = pd.DataFrame(recorded["differences"]).set_index(["method", "sparsity"])
+    shown = [cell for cell in recorded["cells"] if cell["level"] in (0.0, level)]
+    scores = results.scores({"cells": shown}).set_index("method")
+    gains = pd.DataFrame(recorded["differences"]).set_index(["method", "level"])
     lines = header(
-        f"at {comparison.level_name(level)}",
+        f"at {results.level_name(level)}",
         "accuracy %",
-        f"against {recorded['compared_to'].capitalize()}",
+        f"against {recorded['baseline'].capitalize()}",
         "retention %",
         "choice accuracy %",
         "answer NLL",
@@ -166,6 +170,42 @@ def detail_table(recorded: dict, level: float) -> str:
     return "\n".join([*lines, "", note])
 
 
+def short_table(recorded: dict, level: float) -> str:
+    """Write what the README shows of one level: accuracy, difference from the baseline, perplexity and seconds."""
+    dense = results.cells_of(recorded, "dense", 0.0)[0]
+    low, high = scoring.wilson(dense["accuracy"], dense["n_questions"])
+    lines = header(
+        f"`{recorded['model']}` at {results.level_name(level)}",
+        "accuracy %",
+        f"against {recorded['baseline'].capitalize()}",
+        "perplexity",
+        "seconds",
+    )
+    lines.append(
+        f"| not pruned | {100 * dense['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | – "
+        f"| {dense['documentation']:.1f} | – |"
+    )
+    for method in SHORT_LIST:
+        cells = results.cells_of(recorded, method, level)
+        points, low, high = results.interval(cells)
+        gain = "–" if method == recorded["baseline"] else gain_of(recorded, level, method, recorded["baseline"])
+        lines.append(
+            f"| `{method}` | {points:.1f} [{low:.1f}, {high:.1f}] | {gain} | {results.mean(cells, 'documentation'):.1f} "
+            f"| {results.mean(cells, 'seconds'):.0f} |"
+        )
+    note = (
+        f"{dense['n_questions']} fresh questions, {recorded['n_samples']} calibration samples drawn three times, one core, "
+        f"{recorded['dtype']}. In brackets 95 % intervals over questions and draws. Perplexity: Python's documentation."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def gain_of(recorded: dict, level: float | str, method: str, base: str) -> str:
+    """Write the difference in accuracy between two methods, in points, with its 95 % interval."""
+    points, low, high = results.interval(*(results.cells_of(recorded, name, level) for name in (method, base)))
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def senses_table(recorded: dict) -> str:
     """Write accuracy per task on whole clips, and without what is heard or seen."""
     conditions = recorded["conditions"]
@@ -176,7 +216,7 @@ def senses_table(recorded: dict) -> str:
         lines.append(
             f"| {task} | " + " | ".join(f"{share:.0f}" for share in shares) + f" | {100 * row['chance']:.0f} |"
         )
-    low, high = evaluation.wilson(0.5, next(iter(whole.values()))["n"])
+    low, high = scoring.wilson(0.5, next(iter(whole.values()))["n"])
     note = (
         f"{sum(row['n'] for row in whole.values()):,} questions, the same in every column; a 95 % interval is at most "
         f"{50 * (high - low):.0f} points either way."
@@ -185,17 +225,17 @@ def senses_table(recorded: dict) -> str:
 
 
 def search_line(short: str) -> str:
-    """Tell what the search on a model chose and its confirmation found, in a sentence."""
+    """Return what the search on a model chose and what its confirmation found, as a sentence."""
     recorded, method = read(f"{short}_confirmation"), search.chosen(read(f"{short}_choice"))
     said = []
-    for level in comparison.levels(recorded):
-        found = {name: comparison.cells_of(recorded, name, level) for name in (method, *search.REFERENCES)}
-        points, low, high = comparison.interval(found[method])
+    for level in results.levels(recorded):
+        found = {name: results.cells_of(recorded, name, level) for name in (method, *search.REFERENCES)}
+        points, low, high = results.interval(found[method])
         others = " and ".join(
-            f"{100 * comparison.mean(found[name], 'accuracy'):.1f} ({name})" for name in search.REFERENCES
+            f"{100 * results.mean(found[name], 'accuracy'):.1f} ({name})" for name in search.REFERENCES
         )
         said.append(
-            f"{points:.1f} % [{low:.1f}, {high:.1f}] right at {comparison.level_name(level)} sparsity, instead of {others}"
+            f"{points:.1f} % [{low:.1f}, {high:.1f}] right at {results.level_name(level)} sparsity, instead of {others}"
         )
     return f"* `{recorded['model']}`, `{method}`: {'; '.join(said)}."
 
@@ -217,7 +257,7 @@ def outlier_table(recorded: dict) -> str:
             f"{100 * max(found['first_attention']):.0f} % |"
         )
     note = (
-        f"Input channels: norm over the tokens of {recorded['samples']} samples, in units of the median channel. First "
+        f"Input channels: norm over the tokens of {recorded['n_samples']} samples, in units of the median channel. First "
         "token: norm of its hidden state in units of the other tokens' median, and the last token's attention to it."
     )
     return "\n".join([*lines, "", note])
@@ -225,9 +265,9 @@ def outlier_table(recorded: dict) -> str:
 
 def control_table(recorded: dict) -> str:
     """Write DAS with its own scores beside DAS with others."""
-    levels = list(dict.fromkeys(row["sparsity"] for row in recorded["rows"]))
+    levels = list(dict.fromkeys(row["level"] for row in recorded["rows"]))
     variants: dict[str, list[str]] = {}
-    for row in recorded["rows"]:  # by sparsity, then by variant
+    for row in recorded["rows"]:  # by level, then by variant
         name = row["scores"] if row["granularity"] is None else f"{row['scores']}, per {row['granularity']}"
         variants.setdefault(name, []).append(f"{100 * row['accuracy']:.1f}")
     lines = [f"| {name} | " + " | ".join(cells) + " |" for name, cells in variants.items()]
@@ -237,12 +277,12 @@ def control_table(recorded: dict) -> str:
 def real_table(recorded: dict) -> str:
     """Write the perplexities of the real language model, documentation / licence, of the levels that are complete."""
     cells = {
-        (cell["method"], cell["sparsity"]): f"{cell['documentation']:,.1f} / {cell['licence']:,.1f}"
+        (cell["method"], cell["level"]): f"{cell['documentation']:,.1f} / {cell['licence']:,.1f}"
         for cell in recorded["cells"]
     }
     levels = [
         level
-        for level in dict.fromkeys(cell["sparsity"] for cell in recorded["cells"])
+        for level in dict.fromkeys(cell["level"] for cell in recorded["cells"])
         if all((method, level) in cells for method in real_lm.METHODS)
     ]
     lines = heading(levels, "perplexity")
@@ -250,7 +290,7 @@ def real_table(recorded: dict) -> str:
         f"| `{method}` | " + " | ".join(cells[method, level] for level in levels) + " |" for method in real_lm.METHODS
     ]
     note = (
-        f"Dense: {cells['dense', 0.0]}. Calibrated on {recorded['samples']} windows of {recorded['window']} tokens of "
+        f"Dense: {cells['dense', 0.0]}. Calibrated on {recorded['n_samples']} windows of {recorded['window']} tokens of "
         f"Python's documentation, measured on {recorded['windows']} windows each of other documentation / of Python's "
         "licence; one run."
     )
@@ -265,7 +305,7 @@ def cost_table(pruning: dict, selection: dict) -> str:
     passes = ", ".join(f"{ratio:.2f} (`{name}`)" for name, ratio in pruning["allocation_over_forward"].items())
     note = (
         f"An allocation's pass over all samples, in units of one forward pass: {passes}.\n\n"
-        f"{pruning['samples']} samples on `mini-llava-next`, medians of {pruning['rounds']} rounds side by side on one "
+        f"{pruning['n_samples']} samples on `mini-llava-next`, medians of {pruning['rounds']} rounds side by side on one "
         f"core. AMIA's selection at {selection['tokens']:,} tokens of width {selection['width']:,} takes "
         f"{selection['amia_over_floor']:.2f} times its floor (normalise, one `u @ u.T`, one `topk`, one `exp`). Forced to "
         f"pick {selection['picked']['forced']} tokens, its loop is {selection['released_over_picking']:.0f} times as "
@@ -275,29 +315,43 @@ def cost_table(pruning: dict, selection: dict) -> str:
     return "\n".join([*lines, "", note])
 
 
-def refreshed(readme: str, data_page: str) -> tuple[str, str]:
-    """Put everything generated between its marks in README.md and data/README.md."""
-    for mark, content in (
-        ("quality", quality_table(read("mini_quality"))),
-        ("smol", quality_table(read("smol_quality"))),
-        ("half", detail_table(read("smol_quality"), 0.5)),
-        ("sound", quality_table(read("smol_av_quality"))),
-        ("search", "\n".join(map(search_line, ("mini", "smol")))),
-        ("outliers", outlier_table(read("outliers"))),
-        ("costs", cost_table(read("pruning_speed"), read("selection_speed"))),
-    ):
-        readme = recording.filled(readme, mark, content)
-    for mark, content in (
-        ("training", training_table(training_record("mini-llava-next"))),
-        ("adapting", training_table(training_record("smol-llava-next"))),
-        ("watching", training_table(training_record("smol-videollama2"))),
-        ("senses", senses_table(read("senses"))),
-        ("control", control_table(read("das_control"))),
-        ("real", real_table(read("smollm2_text"))),
-        ("files", file_table()),
-    ):
-        data_page = recording.filled(data_page, mark, content)
-    return readme, data_page
+PAGES = {
+    "README.md": {
+        "methods": method_tables.preset_table,
+        "half": lambda: short_table(read("smol_quality"), 0.5),
+    },
+    "book/results.md": {
+        "outliers": lambda: outlier_table(read("outliers")),
+        "smol": lambda: quality_table(read("smol_quality")),
+        "half": lambda: detail_table(read("smol_quality"), 0.5),
+        "quality": lambda: quality_table(read("mini_quality")),
+        "control": lambda: control_table(read("das_control")),
+        "sound": lambda: quality_table(read("smol_av_quality")),
+        "search": lambda: "\n".join(map(search_line, ("mini", "smol"))),
+        "real": lambda: real_table(read("smollm2_text")),
+        "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
+    },
+    "book/methods.md": {
+        "presets": method_tables.preset_table,
+        **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in ("allocation", "tokens", "criterion")},
+    },
+    "data/README.md": {
+        "training": lambda: training_table(training_record("mini-llava-next")),
+        "adapting": lambda: training_table(training_record("smol-llava-next")),
+        "watching": lambda: training_table(training_record("smol-videollama2")),
+        "senses": lambda: senses_table(read("senses")),
+        "files": file_table,
+    },
+}
+"""Page to its marked parts, each with the function that writes it."""
+
+
+def refreshed(page: str) -> str:
+    """Read a page of :data:`PAGES` and put everything generated between its marks."""
+    text = (recording.ROOT / page).read_text()
+    for mark, content in PAGES[page].items():
+        text = recording.filled(text, mark, content())
+    return text
 
 
 def training_record(name: str) -> dict:
@@ -307,9 +361,9 @@ def training_record(name: str) -> dict:
 
 def main() -> None:
     """Refresh pages and figures."""
-    pages = recording.ROOT / "README.md", DATA / "README.md"
-    for page, text in zip(pages, refreshed(*(page.read_text() for page in pages))):
-        page.write_text(text)
+    for page in PAGES:
+        (recording.ROOT / page).write_text(refreshed(page))
+    answers.draw(read("answers"), read("smol_quality"), recording.RESULTS / "answers.png")
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     for short in ("mini", "smol"):
         figures.grid_figure(read(f"{short}_quality")).savefig(recording.RESULTS / f"{short}_quality.png", dpi=150)

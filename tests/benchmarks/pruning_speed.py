@@ -1,6 +1,6 @@
 """How long methods take in units of Wanda, and allocation passes in units of one forward pass, on the shipped model.
 
-python tests/benchmarks/pruning_speed.py [--n 64] [--rounds 5]
+python tests/benchmarks/pruning_speed.py [--n-samples 64] [--rounds 5]
 """
 
 import argparse
@@ -11,7 +11,7 @@ import recording
 import torch
 
 import tamp
-from tamp import calibration, planning
+from tamp import planning, walk
 
 ALLOCATIONS = ("das", "owl", "alphapruning", "ecoflap")
 
@@ -19,16 +19,16 @@ ALLOCATIONS = ("das", "owl", "alphapruning", "ecoflap")
 def main(arguments: list[str] | None = None) -> dict:
     """Measure, and return what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--n-samples", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sparsity", type=float, default=0.6)
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model, processor = tamp.load("mini-llava-next", device="cpu")
-    samples = tamp.calibration_set("mini-vqa", processor, n=options.n)
+    samples = tamp.calibration_set("mini-vqa", processor, options.n_samples)
     presets = ("wanda", "das", "amia", "tamp", "sparsegpt")
-    captured = calibration.capture(model, samples, progress=False)
+    captured = walk.capture(model, samples, progress=False)
     copies = iter([copy.deepcopy(model) for _ in range(len(presets) * (options.rounds + 1))])
     reports = {}
 
@@ -42,16 +42,16 @@ def main(arguments: list[str] | None = None) -> dict:
                 model(**sample, use_cache=False)
 
     def allocate(preset: str) -> None:
-        recipe = tamp.Recipe.preset(preset, sparsity=options.sparsity, allocation_samples=options.n)
+        recipe = tamp.Recipe.preset(preset, sparsity=options.sparsity, allocation_samples=options.n_samples)
         with torch.no_grad():
-            planning.score(model, samples, captured, recipe, progress=False)
+            planning.score(model, captured, recipe, progress=False)
 
     calls = {"forward": forward} | {preset: lambda preset=preset: run(preset) for preset in presets}
     calls |= {f"{name}'s scores": lambda name=name: allocate(name) for name in ALLOCATIONS}
     times = recording.side_by_side(calls, options.rounds)
     result = {
         "model": "mini-llava-next",
-        "samples": options.n,
+        "n_samples": options.n_samples,
         "rounds": options.rounds,
         "seconds": {name: round(statistics.median(spent), 3) for name, spent in times.items()},
         "over_wanda": {name: recording.ratio(times, name, "wanda") for name in presets},

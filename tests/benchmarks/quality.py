@@ -1,6 +1,6 @@
-"""What pruning does to answers: every method, level and calibration seed on a shipped model, on fresh questions.
+"""Answers of pruned models: every method, level and calibration seed on a shipped model, on fresh questions.
 
-    python tests/benchmarks/quality.py [--model smol-llava-next] [--levels 0.5 2:4] [--workers 2]
+    python tests/benchmarks/quality.py [--model smol-llava-next] [--levels 0.5 2:4]
 
 Finished cells are not run again, so the command can be stopped and given again. `tests/benchmarks/pages.py` writes tables
 and figures of what was recorded.
@@ -10,17 +10,18 @@ import argparse
 import dataclasses
 
 import recording
+import torch
 
 import tamp
 
-EVALUATION_SEED = 7
-SEEDS = (0, 1, 2)
+QUESTION_SEED = 7
+CALIBRATION_SEEDS = (0, 1, 2)
 METHODS = tuple(tamp.PRESETS)
 PER_BLOCK = ("das:das_granularity=block", "tamp:das_granularity=block")
 PRETRAINED = {
-    "questions": 500,
-    "evaluation_seed": EVALUATION_SEED,
-    "calibration_samples": 16,
+    "n_questions": 500,
+    "question_seed": QUESTION_SEED,
+    "n_samples": 16,
     "dtype": "bfloat16",  # as the 7B models run
     "text": True,
 }
@@ -30,9 +31,9 @@ GRIDS = {
             model="mini-llava-next",
             benchmark="mini-vqa",
             calibration="mini-vqa",
-            questions=1000,
-            evaluation_seed=EVALUATION_SEED,
-            calibration_samples=64,
+            n_questions=1000,
+            question_seed=QUESTION_SEED,
+            n_samples=64,
             dtype="float32",
         ),
         METHODS,
@@ -53,11 +54,11 @@ GRIDS = {
 
 
 SHORT = {"mini-llava-next": "mini", "smol-llava-next": "smol", "smol-videollama2": "smol_av"}
-"""Shipped model to the first part of the names of its recorded files."""
+"""Model to the first part of the names of its recorded files."""
 
 
 def name(model: str, what: str = "quality") -> str:
-    """Name a recorded file of a model, such as its grid's."""
+    """Return the name of a recorded file of a model, such as that of its grid."""
     return f"{SHORT[model]}_{what}"
 
 
@@ -67,21 +68,20 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--model", default="smol-llava-next", choices=GRIDS)
     parser.add_argument("--levels", nargs="+", help="these only")
     parser.add_argument("--methods", nargs="+", help="these only")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of the calibration samples")
-    parser.add_argument("--limit", type=int, help="questions")
-    parser.add_argument("--n", type=int, help="calibration samples")
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--calibration-seeds", nargs="+", type=int, default=CALIBRATION_SEEDS, help="a run each")
+    parser.add_argument("--n-questions", type=int, help="number of questions")
+    parser.add_argument("--n-samples", type=int, help="number of calibration samples")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
     settings, methods, levels = GRIDS[options.model]
-    changes = {"questions": options.limit, "calibration_samples": options.n}
+    changes = {"n_questions": options.n_questions, "n_samples": options.n_samples}
+    torch.set_num_threads(1)  # the recorded seconds are those of one core
     return tamp.compare(
         dataclasses.replace(settings, **{field: value for field, value in changes.items() if value}),
         options.methods or methods,
         [level for level in levels if not options.levels or str(level) in options.levels],
-        options.seeds,
+        options.calibration_seeds,
         out=options.out / f"{name(options.model)}.json",
-        workers=options.workers,
         device="cpu",
     )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from tamp.report import versions, write_result
+from tamp.evaluation.results import write_result
+from tamp.report import versions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
@@ -29,7 +30,7 @@ def surroundings() -> dict:
 
 
 def filled(text: str, mark: str, content: str) -> str:
-    """Put generated content between ``<!-- mark -->`` and ``<!-- end -->`` of a page.
+    """Return a page with generated content between ``<!-- mark -->`` and ``<!-- end -->``.
 
     Raises:
         ValueError: if the page has no such place.
@@ -54,7 +55,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def side_by_side(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time calls in turn, round after round, so that a drift of the machine meets all of them; one round to warm up."""
+    """Time calls in turn, round after round, so that a drift of the machine affects all alike; one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():

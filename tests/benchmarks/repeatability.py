@@ -13,7 +13,8 @@ import recording
 import torch
 
 import tamp
-from tamp import evaluation, models, pruning
+from tamp import models, pruning
+from tamp.evaluation import scoring
 
 ASKED = {
     "mini-llava-next": ("mini-vqa", 32, 0.6),
@@ -28,8 +29,8 @@ def main(arguments: list[str] | None = None) -> dict:
     """Measure, and return what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(ASKED), choices=ASKED)
-    parser.add_argument("--n", type=int, help="samples")
-    parser.add_argument("--limit", type=int, default=300, help="questions")
+    parser.add_argument("--n-samples", type=int, help="number of calibration samples")
+    parser.add_argument("--n-questions", type=int, default=300, help="number of questions")
     parser.add_argument("--threads", type=int, default=2, help="the other number of threads")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
@@ -48,8 +49,8 @@ def measured(name: str, options: argparse.Namespace, lock_step: int) -> dict:
     """Prune a model four times with every preset, compare the masks, and ask under one thread and under more."""
     source, n, sparsity = ASKED[name]
     model, processor = tamp.load(name, device="cpu")
-    samples = tamp.calibration_set(source, processor, n=options.n or n)
-    benchmark = evaluation.prepare(processor, source, options.limit)
+    samples = tamp.calibration_set(source, processor, n=options.n_samples or n)
+    benchmark = scoring.prepare(processor, source, options.n_questions)
 
     def pruned(preset: str, threads: int, together: int = lock_step) -> torch.nn.Module:
         torch.set_num_threads(threads)
@@ -61,7 +62,7 @@ def measured(name: str, options: argparse.Namespace, lock_step: int) -> dict:
     rows = []
     for preset in PRESETS:
         first, other = pruned(preset, 1), pruned(preset, options.threads)
-        scores = [evaluation.answers(each, processor, benchmark, progress=False) for each in (first, other)]
+        scores = [scoring.answers(each, processor, benchmark, progress=False) for each in (first, other)]
         rows.append(
             {
                 "preset": preset,
@@ -74,9 +75,9 @@ def measured(name: str, options: argparse.Namespace, lock_step: int) -> dict:
         )
     weights = [sum(each.weight.numel() for each in models.linears(block).values()) for block in blocks_of(model)]
     return {
-        "samples": len(samples),
+        "n_samples": len(samples),
         "sparsity": sparsity,
-        "questions": options.limit,
+        "n_questions": options.n_questions,
         "weights": weights,
         "rows": rows,
     }

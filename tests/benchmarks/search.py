@@ -1,4 +1,4 @@
-"""Is there a recipe better than `tamp` and `atv` at their cost? Candidates and rules, written down before anything was run.
+"""Is there a recipe better than `tamp` and `atv` at their cost? Candidates and rules, fixed before anything was run.
 
     python tests/benchmarks/search.py choose --model mini-llava-next
     python tests/benchmarks/search.py confirm --model mini-llava-next
@@ -16,10 +16,10 @@ import statistics
 
 import quality
 import recording
+import torch
 
 import tamp
-from tamp import comparison
-from tamp.report import recorded
+from tamp.evaluation import results
 
 REFERENCES = ("tamp", "atv")
 CANDIDATES = (
@@ -38,37 +38,38 @@ CANDIDATES = (
     "sparsegpt:tokens=atv,allocation=das",
 )
 COST = 1.25
-CHOOSE = {"questions": 200, "evaluation_seed": 11, "seeds": (10, 11)}
-CONFIRM = {"questions": 500, "evaluation_seed": 12, "seeds": (20, 21, 22)}
+CHOOSE = {"n_questions": 200, "question_seed": 11, "calibration_seeds": (10, 11)}
+CONFIRM = {"n_questions": 500, "question_seed": 12, "calibration_seeds": (20, 21, 22)}
 RECORDS = {"choose": "choice", "confirm": "confirmation"}
 LEVELS = {"mini-llava-next": (0.7, 0.8), "smol-llava-next": (0.5, 0.6)}
 
 
 def chosen(grid: dict) -> str:
-    """Apply the rule of the choice to a recorded comparison.
+    """Return the candidate that the rule of the choice gives on a recorded comparison.
 
     Raises:
         ValueError: if a candidate or a reference is missing at a level or seed.
     """
-    levels, seeds = comparison.levels(grid), {cell["seed"] for cell in grid["cells"] if cell["method"] == "tamp"}
+    levels = results.levels(grid)
+    seeds = {cell["calibration_seed"] for cell in grid["cells"] if cell["method"] == "tamp"}
     likelihood = {}
     for method in CANDIDATES:
-        cells = [cell for level in levels for cell in comparison.cells_of(grid, method, level)]
-        base = [cell for level in levels for cell in comparison.cells_of(grid, "tamp", level)]
+        cells = [cell for level in levels for cell in results.cells_of(grid, method, level)]
+        base = [cell for level in levels for cell in results.cells_of(grid, "tamp", level)]
         if not cells or len(cells) != len(base) or len(base) != len(levels) * len(seeds):
             raise ValueError(f"the comparison lacks cells of {method}")
         cost = statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base))
         if cost <= COST:
-            likelihood[method] = comparison.mean(cells, "nll")
+            likelihood[method] = results.mean(cells, "nll")
     return min(likelihood, key=likelihood.get)
 
 
 def holds(grid: dict, method: str, strictly: bool = True) -> bool:
-    """Apply the rule of the confirmation: above both references everywhere, or, not strictly, below neither."""
-    for level in comparison.levels(grid):
+    """Check the rule of the confirmation: above both references everywhere, or, not strictly, below neither."""
+    for level in results.levels(grid):
         for reference in REFERENCES:
-            _, low, high = comparison.interval(
-                comparison.cells_of(grid, method, level), comparison.cells_of(grid, reference, level)
+            _, low, high = results.interval(
+                results.cells_of(grid, method, level), results.cells_of(grid, reference, level)
             )
             if low <= 0 if strictly else high < 0:
                 return False
@@ -80,22 +81,21 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("choose", "confirm"))
     parser.add_argument("--model", default="smol-llava-next", choices=LEVELS)
-    parser.add_argument("--workers", type=int)
     options = parser.parse_args(arguments)
     if options.stage == "choose":
         stage, methods = CHOOSE, CANDIDATES
     else:
-        stage, methods = CONFIRM, (chosen(recorded(quality.name(options.model, RECORDS["choose"]))),)
+        stage, methods = CONFIRM, (chosen(results.recorded(quality.name(options.model, RECORDS["choose"]))),)
     usual, *_ = quality.GRIDS[options.model]
-    asked = {name: stage[name] for name in ("questions", "evaluation_seed")}
+    torch.set_num_threads(1)
+    asked = {name: stage[name] for name in ("n_questions", "question_seed")}
     return tamp.compare(
         dataclasses.replace(usual, text=False, **asked),
         (*REFERENCES, *methods),
         LEVELS[options.model],
-        stage["seeds"],
+        stage["calibration_seeds"],
         out=recording.RESULTS / f"{quality.name(options.model, RECORDS[options.stage])}.json",
-        to="tamp",
-        workers=options.workers,
+        baseline="tamp",
         device="cpu",
     )
 

@@ -28,7 +28,7 @@ def example(tokens: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch
 
 
 def floor(outputs: torch.Tensor) -> torch.Tensor:
-    """Do what cannot be avoided."""
+    """Compute what every implementation has to compute."""
     units = torch.nn.functional.normalize(outputs, dim=-1)
     cosine = units @ units.T
     cosine.topk(3, dim=1)
@@ -36,7 +36,7 @@ def floor(outputs: torch.Tensor) -> torch.Tensor:
 
 
 def released(outputs: torch.Tensor, graph: selection.Graph, at_least: int) -> torch.Tensor:
-    """Pick like the released loop, from a graph that is already there: MMD from scratch after every pick."""
+    """Compute the picks of the released loop from a finished graph: MMD from scratch after every pick."""
     units = diversity.unit(outputs)
     gain = graph.gain[0].clone()
     whole = graph.kernel[0].double().mean().item()

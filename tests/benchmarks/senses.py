@@ -1,4 +1,4 @@
-"""Does smol-videollama2 use what it sees and what it hears? The same questions about whole, muted and blanked clips.
+"""Does smol-videollama2 use frames and sound? The same questions about whole, muted and blanked clips.
 
     python tests/benchmarks/senses.py
 
@@ -8,21 +8,22 @@ A muted clip has silence in the place of its sound, a blanked one grey frames; t
 import recording
 
 import tamp
-from tamp.shipped import clips, smol_av
+from tamp.worlds import clips
 
+MODEL = "smol-videollama2"
 QUESTIONS, SEED = 800, 7
 CONDITIONS = {"whole": None, **{f"without {part}": part for part in clips.WITHOUT}}
 
 
 def main() -> None:
     """Measure and record."""
-    model, processor = tamp.load(smol_av.NAME, device="cpu")
+    model, processor = tamp.load(MODEL, device="cpu")
     found = {}
     for name, without in CONDITIONS.items():
         asked = clips.questions(QUESTIONS, seed=SEED, without=without)
         table = tamp.evaluate(model, processor, asked).set_index("task")
         found[name] = table[["n", "accuracy", "low", "high", "chance", "nll"]].round(4).to_dict("index")
-    recording.write("senses", {"model": smol_av.NAME, "evaluation_seed": SEED, "conditions": found})
+    recording.write("senses", {"model": MODEL, "question_seed": SEED, "conditions": found})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,252 @@
+"""Comparing methods: every method, level and calibration seed on one benchmark, run once and recorded cell by cell.
+
+A cell is one pruned copy of the model with its scores, on questions that are the same in every cell.
+:mod:`tamp.evaluation.results` reads what was recorded.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from tamp import conversations, loading, models, planning, pruning
+from tamp.errors import UserError, unknown
+from tamp.evaluation import results, scoring
+from tamp.recipe import Recipe
+from tamp.worlds import prose
+
+Cell = tuple[str, float | str, int]
+"""(method, level, calibration seed); the dense model is ``("dense", 0.0, 0)``."""
+
+DENSE: Cell = ("dense", 0.0, 0)
+SAMPLED = 8192
+"""Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
+
+TEXT_WINDOWS, TEXT_WINDOW, FACTS = 6, 256, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all cells of a comparison share.
+
+    Attributes:
+        model: a shipped name, a folder or a hub id.
+        benchmark: set of questions, for measuring.
+        calibration: set of samples, for pruning.
+        n_questions: number of questions.
+        question_seed: random seed for drawing the questions.
+        n_samples: number of calibration samples.
+        dtype: see :func:`tamp.load`.
+        text: whether to measure the language model too: perplexity of two texts that come with Python, and the choice among
+            answers about facts.
+    """
+
+    model: str
+    benchmark: str
+    calibration: str
+    n_questions: int
+    question_seed: int = 0
+    n_samples: int = 128
+    dtype: str = "auto"
+    text: bool = False
+
+
+def cells(methods: Sequence[str], levels: Sequence[float | str], calibration_seeds: Sequence[int]) -> list[Cell]:
+    """List what is to be run: the dense model, and every method at every level, all methods at a level and seed together.
+
+    A method without calibration is run for the first seed only.
+
+    Raises:
+        UserError: if a method, level or seed means nothing; see :meth:`tamp.Recipe.spelled`.
+    """
+    if not (methods and levels and calibration_seeds):
+        raise UserError("A comparison needs at least one method, one level and one calibration seed.")
+    made = [
+        (method, level, seed)
+        for level in levels
+        for seed in calibration_seeds
+        for method in methods
+        if Recipe.spelled(method, level).needs_samples or seed == calibration_seeds[0]
+    ]
+    return list(dict.fromkeys([DENSE, *made]))
+
+
+def compare(
+    settings: Settings,
+    methods: Sequence[str],
+    levels: Sequence[float | str],
+    calibration_seeds: Sequence[int] = (0, 1, 2),
+    *,
+    out: str | Path,
+    baseline: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run what is missing of a comparison, and record every cell as it is finished.
+
+    Stopping it loses the unfinished cell only; the same call goes on. A later call may ask for more methods, levels or
+    seeds: what the file holds already stays.
+
+    Args:
+        settings: what all cells share.
+        methods: each a preset, perhaps with changes, see :meth:`tamp.Recipe.spelled`.
+        levels: sparsities in [0, 1), and patterns such as ``"2:4"``.
+        calibration_seeds: random seeds for drawing calibration samples, a run each.
+        out: JSON file to record in.
+        baseline: method that the others are compared with, question by question; Wanda by default, or the first where it
+            is not among them.
+        device: see :func:`tamp.load`.
+        progress: show a bar, with the time that is left.
+
+    Returns:
+        What the file holds: the settings, ``cells``, and ``differences`` (see :func:`tamp.evaluation.results.differences`).
+
+    Raises:
+        UserError: if a method, level or seed means nothing, or the file holds something else or a comparison with other
+            settings.
+    """
+    wanted = cells(methods, levels, calibration_seeds)
+    baseline = baseline or ("wanda" if "wanda" in methods else methods[0])
+    if baseline not in methods:
+        raise unknown("baseline", baseline, methods, "The baseline is one of the methods that are compared.")
+    shared = asdict(settings)
+    recorded = _read(Path(out), shared)
+    finished = set(map(key, recorded))
+    missing = [cell for cell in wanted if cell not in finished]
+    if missing:
+        run = Runner(settings, str(loading.resolve_device(device)))
+        for cell in tqdm(missing, desc="compare", disable=not progress):
+            recorded.append(run(cell))
+            results.write_result(out, {**shared, "cells": recorded})
+    order = {cell: number for number, cell in enumerate(wanted)}
+    recorded.sort(key=lambda cell: order.get(key(cell), len(order)))  # stable: what was not asked for stays behind
+    made = {**shared, "cells": recorded, "baseline": baseline}
+    made["differences"] = results.differences(made, baseline).to_dict("records")
+    if missing:
+        results.write_result(out, made)
+    return made
+
+
+def key(cell: dict) -> Cell:
+    """Return method, level and calibration seed of a recorded cell."""
+    return cell["method"], cell["level"], cell["calibration_seed"]
+
+
+def _read(path: Path, shared: dict) -> list[dict]:
+    """Read the cells recorded so far.
+
+    Raises:
+        UserError: if the file holds something else, or a comparison with other settings.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text())
+        recorded = list(found["cells"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} exists and does not hold a comparison; choose another file.") from error
+    lacking = [name for name in shared if name not in found]
+    if lacking:
+        raise UserError(
+            f"{path} holds a comparison of another version of tamp: it does not say {lacking[0]!r}. Choose another file."
+        )
+    for name, value in shared.items():
+        if found[name] != value:
+            raise UserError(
+                f"{path} holds a comparison with {name}={found[name]!r}, not {value!r}: choose another file, or give "
+                "the same settings to go on."
+            )
+    return recorded
+
+
+class Runner:
+    """A model with its questions, that runs one cell after another."""
+
+    def __init__(self, settings: Settings, device: str):
+        self.settings = settings
+        self.model, self.processor = loading.load(settings.model, device, settings.dtype)
+        self.ready = scoring.prepare(self.processor, settings.benchmark, settings.n_questions, settings.question_seed)
+        self.samples: dict[int, list[dict]] = {}
+        self.scored: dict[tuple, tuple[dict[str, float], float]] = {}  # scores of an allocation, seconds they took
+
+    def __call__(self, cell: Cell) -> dict:
+        """Prune a copy of the model as a cell says, evaluate it, and return what is recorded."""
+        method, level, seed = cell
+        made = {"method": method, "level": level, "calibration_seed": seed}
+        pruned = self.model
+        if cell != DENSE:
+            pruned = copy.deepcopy(self.model)
+            made |= self._prune(pruned, Recipe.spelled(method, level), seed)
+        made |= score(scoring.answers(pruned, self.processor, self.ready, progress=False))
+        return made | (text_scores(pruned, self.processor) if self.settings.text else {})
+
+    def _prune(self, pruned: nn.Module, recipe: Recipe, seed: int) -> dict:
+        """Prune a copy and return what is recorded of it; scores of an allocation do not depend on the level: they are
+        computed once, and their time counts in every cell."""
+        asked = self.settings
+        if recipe.needs_samples and seed not in self.samples:
+            self.samples[seed] = conversations.calibration_set(asked.calibration, self.processor, asked.n_samples, seed)
+        looked = None
+        if recipe.plans:
+            chosen = (recipe.options[name] for name in recipe.rules[0].options)
+            looked = (seed, recipe.allocation, recipe.allocation_samples, *chosen)
+        plan, spared = None, 0.0
+        if looked in self.scored:
+            scores, spared = self.scored[looked]
+            plan = planning.make_plan(pruned, scores, recipe)
+        done = pruning.prune(pruned, self.samples.get(seed), recipe, progress=False, plan=plan)
+        if looked and plan is None:
+            self.scored[looked] = dict(zip(done.plan.linears, done.plan.scores)), done.seconds["allocate"]
+        kinds = done.table["linear"].str.split(".").str[-1]
+        return {
+            "exact_sparsity": done.sparsity,
+            "seconds": round(sum(done.seconds.values()) + spared, 2),
+            "peak_memory": done.peak_memory,
+            "tokens_kept": round(float(done.table["kept"].mean()), 2) if recipe.criterion != "magnitude" else None,
+            "sparsity_of": done.table["got"].groupby(kinds, sort=False).mean().round(4).to_dict(),
+            "mask": results.pack(sampled_mask(pruned)),
+        }
+
+
+def sampled_mask(model: nn.Module) -> pd.Series:
+    """Look up which of some weights, drawn once for all models of one architecture, are zero: (SAMPLED,) bool."""
+    weights = [linear.weight for linear in models.all_linears(model).values()]
+    ends = torch.tensor([weight.numel() for weight in weights]).cumsum(0)
+    random = torch.Generator().manual_seed(0)
+    places = torch.randint(int(ends[-1]), (SAMPLED,), generator=random).sort().values
+    owner = torch.searchsorted(ends, places, right=True)
+    found = []
+    for number, weight in enumerate(weights):
+        inside = places[owner == number] - (ends[number] - weight.numel())
+        found.append((weight.flatten()[inside.to(weight.device)] == 0).cpu())
+    return pd.Series(torch.cat(found).numpy())
+
+
+def score(scored: pd.DataFrame) -> dict:
+    """Return what is recorded of a cell's question scores, from :func:`tamp.evaluation.answers`."""
+    return {
+        "n_questions": len(scored),
+        "accuracy": round(scored["correct"].mean(), 4),
+        "choice_accuracy": round(scored["choice_correct"].mean(), 4),
+        "nll": round(scored["nll"].mean(), 4),
+        "tasks": scored.groupby("task", sort=False)["correct"].mean().round(4).to_dict(),
+        "correct": results.pack(scored["correct"]),
+    }
+
+
+def text_scores(model: nn.Module, processor) -> dict:
+    """Measure what is left of the language model: perplexity of two texts, and the choice among answers about facts."""
+    texts = prose.texts()
+    made = {
+        name: round(scoring.perplexity(model, processor, texts[name], TEXT_WINDOW, TEXT_WINDOWS, progress=False), 3)
+        for name in ("documentation", "licence")
+    }
+    facts = scoring.answers(model, processor, "facts", FACTS, progress=False)
+    return {**made, "facts": round(facts["choice_correct"].mean(), 4)}

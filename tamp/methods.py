@@ -1,0 +1,108 @@
+"""What a row of a method table says.
+
+The tables are :data:`tamp.scores.ALLOCATIONS`, :data:`tamp.selection.TOKENS` and :data:`tamp.criteria.CRITERIA`. A method is a function and what goes with it, stated once: its options, what it looks at, where it is from. Recipes, command
+line, README and API page read it from here. A function of your own stands in for a name; it is then a row by itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tamp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a method.
+
+    Attributes:
+        default: its value if none is given; its type is the option's.
+        meaning: what it does, as a phrase.
+        least: the smallest number allowed.
+        choices: the words allowed, for an option that is a word.
+    """
+
+    default: Any
+    meaning: str
+    least: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Check a value.
+
+        Raises:
+            UserError: if it is not one of the words, or not a number of at least ``least``.
+        """
+        if self.choices:
+            if value not in self.choices:
+                raise UserError(f"{name} must be {' or '.join(map(repr, self.choices))}, not {value!r}.")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= self.least:
+            raise UserError(f"{name} must be a number of at least {self.least:g}, not {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """A rule for how much of each matrix to drop.
+
+    Attributes:
+        score: ``(step, options) -> {matrix: score}``, called for every block of the dense model (:class:`tamp.walk.Step`);
+            None for the same share everywhere.
+        share: ``(scores, sizes, sparsity, options) -> drops``: from scores and numbers of weights to weights to drop.
+        by_block: ``(options) -> bool``: whether a budget is one per block, spread evenly inside it, instead of per matrix.
+        looks_at: ``"nothing"``, ``"weights"``, ``"activations"`` or ``"loss"``.
+        options: its options by name.
+        summary: what it does, as a phrase.
+        source: where it is from.
+    """
+
+    score: Callable | None
+    share: Callable | None = None
+    by_block: Callable[[Mapping], bool] = lambda options: False
+    looks_at: str = "activations"
+    options: Mapping[str, Option] = field(default_factory=dict)
+    summary: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A rule for which calibration tokens count.
+
+    Attributes:
+        choose: ``(rows, options) -> masks``: per row (:class:`tamp.walk.Row`) the tokens that count, (T,) bool for all
+            matrices or (matrices, T) bool for each.
+        looks_at: ``"modality"``, ``"activations"`` or ``"attention"``; the last computes the attention of the last token.
+        together: whether rows of several samples are chosen from at once.
+        options, summary, source: as in :class:`Allocation`.
+    """
+
+    choose: Callable
+    looks_at: str = "activations"
+    together: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
+    summary: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """A rule for which weights of a matrix to drop.
+
+    Attributes:
+        metric: ``(weight, statistic) -> metric``, (out, in) each; the smallest entries of a row are dropped.
+        update: instead, ``(weight, statistic, drop, pattern, options) -> weight``: the pruned weight, the others changed.
+        statistic: class of the accumulator of the inputs that count; None for a criterion that needs no calibration.
+        options, summary, source: as in :class:`Allocation`.
+    """
+
+    metric: Callable | None = None
+    update: Callable | None = None
+    statistic: type | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+    summary: str = ""
+    source: str = ""
+
+
+def name_of(method: str | Callable) -> str:
+    """Return what a method is called in reports, plans and manifests: its name, or a function's qualified name."""
+    return method if isinstance(method, str) else f"{method.__module__}.{method.__qualname__}"

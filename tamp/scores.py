@@ -1,0 +1,256 @@
+"""How much of each matrix to keep: scores of the dense model, and the table of allocations that are made from them.
+
+An allocation scores the matrices of one block at a time (:class:`tamp.walk.Step`). Scores are rounded, so that the last bits
+of a sum, which depend on the number of threads, do not decide about weights.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tamp import allocation, criteria, diversity, models, walk
+from tamp.errors import UserError
+from tamp.methods import Allocation, Option
+
+
+def das(step: walk.Step, options: Mapping) -> dict[str, float]:
+    """Score every matrix by the diversity of its output tokens (section 3.2 of the paper).
+
+    Args:
+        step: a block of the dense model.
+        options: ``das_similarity`` says how cosines are averaged within a modality.
+
+    Returns:
+        A score per matrix, averaged over samples.
+
+    Raises:
+        UserError: if no sample has two tokens to compare.
+    """
+    pairs = diversity.pairs_of(torch.tensor(step.modalities))
+
+    def terms(outputs: list[Tensor], codes: Tensor) -> Tensor:
+        if options["das_similarity"] == "mean":
+            return diversity.mean_similarities(outputs, diversity.membership(codes, pairs))
+        units = map(diversity.unit, outputs)
+        return torch.stack([diversity.positive_similarities(each @ each.T, codes, pairs) for each in units])
+
+    values = []  # per row of every sample: (matrices, terms)
+    for row in step:
+        outputs, codes = list(row.outputs.values()), row.codes
+        if row.padded:
+            outputs, codes = [output[codes >= 0] for output in outputs], codes[codes >= 0]
+        values.append(terms(outputs, codes))
+        names = list(row.outputs)
+    diverse = 1 - torch.stack(values)  # (rows, matrices, terms)
+    per_row = diverse.nanmean(-1) * len(pairs)  # the mean over defined terms, times their nominal number
+    scores = [max(round(score, 6), 0.0) for score in per_row.double().nanmean(0).tolist()]
+    if any(math.isnan(score) for score in scores):
+        raise UserError("DAS compares tokens with each other, and no calibration sample has two of them.")
+    return dict(zip(names, scores))
+
+
+def owl(step: walk.Step, options: Mapping) -> dict[str, float]:
+    """Score a block by its outliers (OWL, equation 2).
+
+    The score is the share of the entries of Wanda's metric, over all matrices of the block, that exceed ``owl_threshold``
+    times the mean over the block. All tokens count.
+
+    Returns:
+        A score per matrix, the same for all of the block.
+    """
+    squares = {
+        name: criteria.MeanSquare(linear.in_features, linear.weight.device) for name, linear in step.linears.items()
+    }
+    for row in step:
+        criteria.add(squares, row.inputs, [row.codes >= 0] * len(row.inputs))
+    metrics = [criteria.wanda(linear.weight, squares[name].value()) for name, linear in step.linears.items()]
+    entries = sum(metric.numel() for metric in metrics)
+    bound = options["owl_threshold"] * sum(metric.sum(dtype=torch.float64) for metric in metrics) / entries
+    outliers = sum((metric > bound).sum() for metric in metrics)
+    return dict.fromkeys(step.linears, outliers.item() / entries)
+
+
+def alphapruning(step: walk.Step, options: Mapping) -> dict[str, float]:
+    """Score every matrix by the exponent of its spectrum's tail (AlphaPruning); see :func:`heavy_tail`."""
+    return {name: heavy_tail(linear.weight) for name, linear in step.linears.items()}
+
+
+def heavy_tail(weight: Tensor) -> float:
+    """Estimate the exponent of the power law in the tail of a weight's spectrum (AlphaPruning, arXiv 2410.10912).
+
+    Hill's estimate over the upper half of the eigenvalues of ``W W^T``: the smaller, the heavier the tail, which the paper
+    takes as a sign of better training.
+
+    Args:
+        weight: (out, in).
+
+    Returns:
+        The exponent, at least 1; infinite if all eigenvalues of the upper half are equal.
+    """
+    values = torch.linalg.svdvals(weight.float()).double().square()  # descending
+    count = max(1, len(values) // 2)
+    below = values[min(count, len(values) - 1)].clamp(min=torch.finfo(torch.float32).tiny)
+    spread = (values[:count].clamp(min=below) / below).log().sum().item()
+    return 1 + count / spread if spread else math.inf
+
+
+def ecoflap(step: walk.Step, options: Mapping) -> dict[str, float]:
+    """Score a block by its projected gradients, without backpropagation (ECoFLaP, arXiv 2310.02998).
+
+    For every sample the matrices of this block alone are moved by ``ecoflap_step`` along a seeded Gaussian direction and
+    back along it; the score is the mean over samples of the absolute difference quotient of the loss. The weights are put
+    back bit for bit. The blocks before, which nothing has moved, are not computed again.
+
+    Returns:
+        A score per matrix, the same for all of the block.
+    """
+    before = list(models.blocks(step.model).values())[: step.position]
+    weights = [linear.weight for linear in step.linears.values()]
+    slopes = []
+    for number, sample in enumerate(step.samples):
+        with skipped(before, sample.returned):
+            quotient = slope(step.model, sample.source, weights, options["ecoflap_step"], (step.position, number))
+        slopes.append(abs(quotient))
+    return dict.fromkeys(step.linears, float(f"{sum(slopes) / len(slopes):.6g}"))
+
+
+@contextlib.contextmanager
+def skipped(stack: Sequence[nn.Module], output: Tensor | tuple | None) -> Iterator[None]:
+    """Skip blocks in forward passes: each returns ``output``, what the last of them returned before, without computing."""
+    own = [vars(block).get("forward") for block in stack]  # of the instance, as offloading sets it
+    try:
+        for block in stack:
+            block.forward = lambda *args, **kwargs: output
+        yield
+    finally:
+        for block, forward in zip(stack, own):
+            if forward:
+                block.forward = forward
+            else:
+                del block.forward
+
+
+@torch.no_grad()
+def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, seed: tuple[int, int]) -> float:
+    """Estimate how the loss changes along a random direction of some weights, from two evaluations.
+
+    Args:
+        model: the model that has the weights.
+        sample: processor output.
+        weights: moved, and put back.
+        step: how far to move, in both senses.
+        seed: of the direction, see :func:`direction`.
+    """
+    before = [weight.clone() for weight in weights]
+    parts = list(direction(weights, seed))
+    losses = []
+    try:
+        for sign in (1, -1):
+            for weight, original, part in zip(weights, before, parts):
+                weight.copy_(original.float() + sign * step * part)
+            losses.append(text_loss(model, sample).item())
+    finally:
+        for weight, original in zip(weights, before):
+            weight.copy_(original)
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def direction(weights: list[Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
+    """Draw a Gaussian direction, a float32 tensor per weight; the same for the same (block, sample) on every device."""
+    random = torch.Generator().manual_seed(1_000_003 * seed[0] + seed[1])
+    for weight in weights:
+        yield torch.randn(weight.shape, generator=random).to(weight.device)
+
+
+def text_loss(model: nn.Module, sample: dict) -> Tensor:
+    """Return the mean negative log-likelihood of a sample's text tokens, given all tokens before them, in nats."""
+    batch = models.to_model(model, sample)
+    codes = models.modality(model, batch)
+    asked = (codes[:, 1:] == models.TEXT) & (codes[:, :-1] >= 0)  # (B, T - 1)
+    if not asked.any():
+        raise UserError("ECoFLaP needs text to predict, and a calibration sample has none.")
+    asking = nn.functional.pad(asked, (0, 1))  # (B, T), the tokens before those: no other logits are computed
+    head = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][asking],))
+    with walk.hooks(head):
+        logits = model(**batch, use_cache=False).logits.float()  # (asked, vocabulary)
+    return nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked])
+
+
+def _capped(scores: list[float], sizes: list[int], sparsity: float, options: Mapping) -> list[int]:
+    """Keep in proportion to the scores, no matrix or block more than ``das_cap`` above the target."""
+    return allocation.allocate(scores, sizes, sparsity, min(1.0, sparsity + options["das_cap"]))
+
+
+def _owl_band(scores: list[float], sizes: list[int], sparsity: float, options: Mapping) -> list[int]:
+    return allocation.banded(scores, sizes, sparsity, options["owl_band"])
+
+
+def _lightest_first(scores: list[float], sizes: list[int], sparsity: float, options: Mapping) -> list[int]:
+    """Drop more where the tail is lighter."""
+    lightest = max((score for score in scores if math.isfinite(score)), default=1.0)
+    lightness = [-min(score, lightest) for score in scores]
+    return allocation.banded(lightness, sizes, sparsity, options["alpha_band"] * sparsity)
+
+
+CAP = Option(0.1, "how far above the sparsity any matrix may go", least=0)
+ALLOCATIONS = {
+    "uniform": Allocation(score=None, looks_at="nothing", summary="the same share everywhere"),
+    "das": Allocation(
+        score=das,
+        share=_capped,
+        by_block=lambda options: options["das_granularity"] == "block",
+        options={
+            "das_cap": CAP,
+            "das_granularity": Option(
+                "linear", "a budget per matrix (the paper) or per block", choices=("linear", "block")
+            ),
+            "das_similarity": Option(
+                "mean",
+                "how cosines are averaged within a modality: over all pairs (the paper) or over those with positive cosine "
+                "(as released)",
+                choices=("mean", "positive"),
+            ),
+        },
+        summary="matrices with diverse output tokens keep more",
+        source="Lee et al. 2025, arXiv 2504.09897",
+    ),
+    "owl": Allocation(
+        score=owl,
+        share=_owl_band,
+        by_block=lambda options: True,
+        options={
+            "owl_threshold": Option(5.0, "an entry this many times the block's mean is an outlier", least=0),
+            "owl_band": Option(0.08, "how far from the sparsity a block may go", least=0),
+        },
+        summary="blocks with many activation outliers keep more",
+        source="Yin et al. 2023, arXiv 2310.05175",
+    ),
+    "alphapruning": Allocation(
+        score=alphapruning,
+        share=_lightest_first,
+        looks_at="weights",
+        options={"alpha_band": Option(0.3, "how far a matrix may go, as a share of the sparsity", least=0)},
+        summary="matrices with a heavy-tailed spectrum keep more",
+        source="Lu et al. 2024, arXiv 2410.10912",
+    ),
+    "ecoflap": Allocation(
+        score=ecoflap,
+        share=_capped,
+        by_block=lambda options: True,
+        looks_at="loss",
+        options={"das_cap": CAP, "ecoflap_step": Option(1e-3, "size of the perturbation", least=1e-12)},
+        summary="blocks that the loss depends on keep more, measured without gradients",
+        source="Sung et al. 2023, arXiv 2310.02998",
+    ),
+}
+"""Allocations by name. A function ``f(step) -> {matrix: score}`` may stand in; a higher score keeps more."""
+
+
+def rule(method: str | Callable) -> Allocation:
+    """Return the row of an allocation; a function's scores are shared out as those of DAS are."""
+    if isinstance(method, str):
+        return ALLOCATIONS[method]
+    return Allocation(score=lambda step, options: method(step), share=_capped, options={"das_cap": CAP})

@@ -1,1 +1,0 @@
-"""The small model that comes with the package: its picture world, its training recipe, its weights."""
