@@ -66,13 +66,28 @@ def _device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
 
 
-def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    from tamp.recipe import METHODS, PRESETS
+def _recipe_arguments(parser: argparse.ArgumentParser, *axes: str) -> None:
+    """Add a preset, a level, a choice per axis, and every option that the tables list for these axes."""
+    from tamp.recipe import METHODS, PRESETS, SAMPLES
 
     parser.add_argument("--preset", default="tamp", help=f"{', '.join(PRESETS)} (default: tamp)")
     parser.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5)")
     parser.add_argument("--pattern", help="n:m, such as 2:4, instead of a sparsity")
-    parser.add_argument("--allocation", help=f"{', '.join(METHODS['allocation'])}, instead of the preset's")
+    for axis in axes:
+        parser.add_argument(f"--{axis}", help=f"{', '.join(METHODS[axis])}, instead of the preset's")
+    known = {"allocation_samples": SAMPLES}
+    known |= {name: option for axis in axes for row in METHODS[axis].values() for name, option in row.options.items()}
+    for name, option in known.items():
+        kind = type(option.default)
+        choices = option.choices or None
+        said = f"{option.meaning} (default: {option.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, choices=choices, help=said)
+    parser.set_defaults(fields=("sparsity", "pattern", *axes, *known))
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="prune the linears of a model that holds much of its decoder in something else, such as fused experts",
+    )
     parser.add_argument(
         "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"
     )
@@ -113,23 +128,19 @@ def _bars() -> bool:
     return sys.stderr.isatty()
 
 
-def _recipe(options: argparse.Namespace, *names: str, **changes):
+def _recipe(options: argparse.Namespace, **changes):
     import tamp
 
-    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    asked = {name: getattr(options, name) for name in options.fields if getattr(options, name) is not None}
     return tamp.Recipe.preset(options.preset, **{**changes, **asked})
 
 
 def _prune_arguments(parser: argparse.ArgumentParser) -> None:
-    from tamp.recipe import METHODS
-
     _model_arguments(parser)
-    _recipe_arguments(parser)
+    _recipe_arguments(parser, "allocation", "tokens", "criterion")
     parser.add_argument(
         "--plan", help="a file written by `tamp plan`; it takes the place of sparsity, pattern, allocation"
     )
-    parser.add_argument("--tokens", help=f"{', '.join(METHODS['tokens'])}, instead of the preset's")
-    parser.add_argument("--criterion", help=f"{', '.join(METHODS['criterion'])}, instead of the preset's")
     parser.add_argument("--out", required=True, help="folder to save to")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
 
@@ -144,26 +155,22 @@ def _prune(options: argparse.Namespace) -> None:
             raise UserError(f"A plan fixes the {given[0]}: leave out --{given[0]}, or --plan.")
         plan = tamp.Plan.read(options.plan)
         fixed = {"allocation": "uniform", "pattern": plan.pattern, "sparsity": plan.target}
-    recipe = _recipe(options, "sparsity", "pattern", "allocation", "tokens", "criterion", **fixed)
+    recipe = _recipe(options, **fixed)
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
     source = conversations.own_set(options.model, options.calibration, "--calibration") if needed else ""
     model, processor = tamp.load(options.model, options.device, options.dtype)
     samples = tamp.calibration_set(source, processor, options.n_samples, options.calibration_seed) if needed else None
-    report = tamp.prune(model, samples, recipe, progress=_bars(), plan=plan)
+    report = tamp.prune(model, samples, recipe, progress=_bars(), plan=plan, allow_partial=options.allow_partial)
     print(report)
     print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    from tamp.recipe import options
-
     parser.add_argument(
         "model", nargs="+", help="a shipped name, a folder or a hub id; or: diff FIRST.json SECOND.json"
     )
-    _recipe_arguments(parser)
-    cap = options()["das_cap"]
-    parser.add_argument("--cap", type=float, help=f"{cap.meaning}, under das and ecoflap (default: {cap.default})")
+    _recipe_arguments(parser, "allocation")
     parser.add_argument("--out", default="plan.json", help="file to write (default: plan.json)")
     _device_arguments(parser)
 
@@ -181,14 +188,14 @@ def _plan(options: argparse.Namespace) -> None:
         return
     if len(options.model) != 1:
         raise UserError("`tamp plan` takes one model, or: tamp plan diff FIRST.json SECOND.json")
-    options.das_cap, (model,) = options.cap, options.model
-    recipe = _recipe(options, "sparsity", "pattern", "allocation", "das_cap")
+    (model,) = options.model
+    recipe = _recipe(options)
     needed = recipe.allocation_needs_samples
     source = conversations.own_set(model, options.calibration, "--calibration") if needed else ""
     model, processor = tamp.load(model, options.device, options.dtype)
     n = min(options.n_samples, recipe.allocation_samples or options.n_samples)
     samples = tamp.calibration_set(source, processor, n, options.calibration_seed) if needed else None
-    made = tamp.plan(model, samples, recipe, progress=_bars())
+    made = tamp.plan(model, samples, recipe, progress=_bars(), allow_partial=options.allow_partial)
     print(made)
     print(f"written to {made.write(options.out)}")
 

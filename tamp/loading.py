@@ -56,7 +56,15 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
             )
         if isinstance(dtype, str) and dtype != "auto":
             dtype = _dtype(dtype)
-        model = architecture.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model, loaded = architecture.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported with the others below
+        )
+        _check_complete(name, loaded)
         processor = _processor(source)
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, UserError):
@@ -81,6 +89,33 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     if name in zoo.MODELS:
         model.config._name_or_path = name  # what a report calls it, wherever its folder is
     return model.to(device).eval(), processor
+
+
+def _check_complete(name: str, loaded: dict) -> None:
+    """Check that every tensor of a model came from its files, and every tensor of its files went into it.
+
+    Args:
+        name: what was loaded.
+        loaded: transformers' own account of it.
+
+    Raises:
+        UserError: naming the tensors; transformers would fill the missing ones with random numbers and go on.
+    """
+    faults = {
+        "are missing": loaded["missing_keys"],
+        "have another shape than the model": [key for key, *_ in loaded["mismatched_keys"]],
+        "do not belong to the model": loaded["unexpected_keys"],
+    }
+    said = []
+    for fault, keys in faults.items():
+        if keys:
+            first = ", ".join(sorted(keys)[:3])
+            said.append(f"{len(keys)} tensors {fault} ({first}{', ...' if len(keys) > 3 else ''})")
+    if said:
+        raise UserError(
+            f"The files of {name!r} do not fit its configuration: {'; '.join(said)}. Download the model again, or correct "
+            "the names in its files."
+        )
 
 
 def _processor(source: str):

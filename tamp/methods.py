@@ -1,7 +1,8 @@
 """What a row of a method table says.
 
-The tables are :data:`tamp.scores.ALLOCATIONS`, :data:`tamp.selection.TOKENS` and :data:`tamp.criteria.CRITERIA`. A method is a function and what goes with it, stated once: its options, what it looks at, where it is from. Recipes, command
-line, README and API page read it from here. A function of your own stands in for a name; it is then a row by itself.
+The tables are :data:`tamp.scores.ALLOCATIONS`, :data:`tamp.selection.TOKENS` and :data:`tamp.criteria.CRITERIA`. A method is
+a function and what goes with it, stated once: its options, what it looks at, where it is from. Recipes, command line, README
+and API page read it from here. A function of your own may be given instead of a name; it is then a row by itself.
 """
 
 from collections.abc import Callable, Mapping

@@ -13,6 +13,12 @@ from tamp.errors import UserError
 
 VISUAL, AUDIO, TEXT, PADDING = 0, 1, 2, -1
 MODALITY_NAMES = {VISUAL: "visual", AUDIO: "audio", TEXT: "text"}
+ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Last parts of the names of modules that choose experts."""
+
+LEFT_BY_RULE = ("router", "convolution", "embedding")
+"""Why a parameter of a block stays dense on purpose."""
+
 PLACEHOLDERS = {"image": VISUAL, "video": VISUAL, "audio": AUDIO}
 
 
@@ -33,13 +39,18 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
         ``{name inside the model: block}``.
 
     Raises:
-        UserError: if the model has no list of decoder blocks.
+        UserError: if the model has no list of decoder blocks, or is an encoder-decoder.
     """
+    if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text_config(model))):
+        raise UserError(
+            f"{type(model).__name__} is an encoder-decoder; tamp prunes decoder-only language models. Use a model whose "
+            "language model is a decoder alone."
+        )
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     depth = getattr(text_config(model), "num_hidden_layers", None)
     for module in decoder.modules():  # outermost first
         for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) == depth and linears(child[0]):
+            if isinstance(child, nn.ModuleList) and len(child) == depth and _has_linears(child[0]):
                 names = {id(part): name for name, part in model.named_modules()}
                 return {names[id(block)]: block for block in child}
     raise UserError(
@@ -48,9 +59,25 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     )
 
 
+def _has_linears(block: nn.Module) -> bool:
+    return any(isinstance(module, nn.Linear) for module in block.modules())
+
+
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linears inside a block by their name in it, in order of definition."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    """Return the linears of a block that pruning concerns, by their name in it, in order of definition.
+
+    Routers are left out: a linear with one output, or a narrowing one with a name of ``ROUTERS``.
+    """
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and not _routes(name, module.weight.shape)
+    }
+
+
+def _routes(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a matrix (out, in) is a router or a gate with one output, which nobody prunes."""
+    return shape[0] == 1 or (name.rsplit(".", 1)[-1] in ROUTERS and shape[0] < shape[-1])
 
 
 def all_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -58,6 +85,33 @@ def all_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         f"{prefix}.{name}": linear for prefix, block in blocks(model).items() for name, linear in linears(block).items()
     }
+
+
+def left_out(model: nn.Module) -> dict[str, tuple[int, str]]:
+    """List the parameters of the decoder blocks with two or more axes that are not pruned.
+
+    Returns:
+        ``{name inside the model: (weights, reason)}``; the reason is one of ``LEFT_BY_RULE``, or ``"fused experts"`` or
+        ``"not a linear"`` for what pruning should reach and does not.
+    """
+    pruned = {id(linear.weight) for linear in all_linears(model).values()}
+    found = {}
+    for prefix, block in blocks(model).items():
+        for name, parameter in block.named_parameters():
+            if parameter.ndim < 2 or id(parameter) in pruned or name.endswith("bias"):
+                continue
+            owner = block.get_submodule(name.rpartition(".")[0])
+            path = name.rpartition(".")[0]
+            if _routes(path, parameter.shape):
+                reason = "router"
+            elif isinstance(owner, nn.modules.conv._ConvNd) or "conv" in type(owner).__name__.lower():
+                reason = "convolution"
+            elif isinstance(owner, nn.Embedding):
+                reason = "embedding"
+            else:
+                reason = "fused experts" if parameter.ndim == 3 else "not a linear"
+            found[f"{prefix}.{name}"] = (parameter.numel(), reason)
+    return found
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -13,9 +13,18 @@ from tamp.errors import UserError
 from tamp.methods import name_of
 from tamp.recipe import Recipe
 
+MOST_MISSED = 0.01
+"""Share of the decoder's weights that pruning may miss without being told that this is meant."""
+
 
 @torch.no_grad()
-def plan(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, progress: bool = True) -> plans.Plan:
+def plan(
+    model: nn.Module,
+    samples: Sequence[dict] | None,
+    recipe: Recipe,
+    progress: bool = True,
+    allow_partial: bool = False,
+) -> plans.Plan:
     """Decide how many weights each matrix of a dense model drops; the model stays as it is.
 
     Args:
@@ -23,6 +32,7 @@ def plan(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, progr
         samples: see :func:`tamp.prune`; an allocation that does not look at activations needs none.
         recipe: its allocation, sparsity and pattern count, its tokens and criterion do not.
         progress: show bars.
+        allow_partial: see :func:`tamp.prune`.
 
     Returns:
         The plan, to be looked at, written (:meth:`tamp.Plan.write`), edited, and given to :func:`tamp.prune`.
@@ -30,7 +40,7 @@ def plan(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, progr
     Raises:
         UserError: if a sample or a width does not fit.
     """
-    check_model(model, recipe.pattern)
+    check_model(model, recipe.pattern, allow_partial)
     seen = samples[slice(recipe.allocation_samples)] if samples and recipe.allocation_needs_samples else []
     if recipe.allocation_needs_samples and not seen:
         raise UserError(
@@ -43,12 +53,23 @@ def plan(model: nn.Module, samples: Sequence[dict] | None, recipe: Recipe, progr
     return make_plan(model, scores, recipe)
 
 
-def check_model(model: nn.Module, pattern: str | None) -> None:
-    """Check that the weights of a model are in memory, in floating point, and fit a pattern.
+def check_model(model: nn.Module, pattern: str | None, allow_partial: bool = False) -> None:
+    """Check that the weights of a model are in memory, in floating point, fit a pattern, and are all of the decoder's.
 
     Raises:
-        UserError: naming the matrix, if one does not.
+        UserError: naming the matrix, if one does not; or if pruning would miss more than ``MOST_MISSED`` of the decoder.
     """
+    missed = {
+        name: size for name, (size, reason) in models.left_out(model).items() if reason not in models.LEFT_BY_RULE
+    }
+    reached = sum(linear.weight.numel() for linear in models.all_linears(model).values())
+    share = sum(missed.values()) / (sum(missed.values()) + reached)
+    if share > MOST_MISSED and not allow_partial:
+        raise UserError(
+            f"{share:.1%} of the decoder's weights in {type(model).__name__} are not in linears, and tamp does not prune "
+            f"them yet ({len(missed)} tensors, such as {next(iter(missed))}). Pass allow_partial=True (--allow-partial) to "
+            "prune the rest alone."
+        )
     for name, linear in models.all_linears(model).items():
         if linear.weight.is_meta:
             raise UserError(f"The weight of {name} is not in memory (meta device); load the model onto one device.")

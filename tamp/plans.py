@@ -118,7 +118,9 @@ class Plan:
             if not isinstance(score, int | float) or not math.isfinite(score):
                 raise UserError(f"{path}: the score of {name} is {score}; give a number, or null for all linears.")
             if m and (drop * m) % size:
-                raise UserError(f"{path}: {name} drops {drop} of {size} weights, which is not a whole number per group of {m} inputs.")
+                raise UserError(
+                    f"{path}: {name} drops {drop} of {size} weights, which is not a whole number per group of {m} inputs."
+                )
             if not m and self.cap is not None and drop > math.floor(size * Fraction(str(self.cap))) + 1:
                 raise UserError(
                     f"{path}: {name} drops {drop / size:.2%} of its weights, above the cap of {self.cap:.2%}; "

@@ -34,6 +34,7 @@ def prune(
     recipe: Recipe,
     progress: bool = True,
     plan: plans.Plan | None = None,
+    allow_partial: bool = False,
 ) -> Report:
     """Prune the linears of a model's decoder blocks in place.
 
@@ -47,17 +48,19 @@ def prune(
         progress: show bars.
         plan: from :func:`tamp.plan` or a file (:meth:`tamp.plans.Plan.read`): how much of each linear to drop. It takes
             the place of the recipe's allocation, so that any method runs under any plan.
+        allow_partial: prune a model that holds more than a hundredth of its decoder's weights in something other than
+            linears, such as fused experts, which then stay dense.
 
     Returns:
         A :class:`tamp.report.Report`: a row per linear, exact sparsity, times and memory.
 
     Raises:
-        UserError: if a sample, a width or the plan does not fit. An exception that leaves the model partly pruned says so
-            in a note.
+        UserError: if a sample, a width or the plan does not fit, or too much of the decoder would be left out. An exception
+            that leaves the model partly pruned says so in a note.
     """
     blocks = models.blocks(model)
     linears = models.all_linears(model)
-    planning.check_model(model, recipe.pattern)
+    planning.check_model(model, recipe.pattern, allow_partial)
     if plan is not None:
         recipe = _under(plan, recipe, model)
     needed = recipe.needs_samples if plan is None else recipe.rules[2].statistic is not None
@@ -114,6 +117,7 @@ def prune(
         samples=len(samples or []) if needed else 0,
         seconds=dict(watch.seconds),
         peak_memory=peak_memory(watch.device),
+        left_out=models.left_out(model),
         model=models.name_of(model),
     )
 

@@ -163,10 +163,6 @@ class Recipe:
         chosen = {name: getattr(self, name) for name in FIELDS}
         return {name: name_of(value) if callable(value) else value for name, value in chosen.items()} | self.options
 
-    def score_key(self) -> tuple:
-        """Return what the scores of the allocation depend on; its level is not part of it."""
-        return self.allocation, self.allocation_samples, *sorted(self.options.items())
-
     @property
     def plans(self) -> bool:
         """Whether pass 1 is needed: an allocation other than uniform."""

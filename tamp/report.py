@@ -52,6 +52,8 @@ class Report:
         seconds: wall time by phase.
         peak_memory: bytes, see :func:`peak_memory`.
         model: name or path of the model.
+        left_out: parameters of the decoder's blocks that stay dense, ``{name: (weights, reason)}``, see
+            :func:`tamp.models.left_out`.
     """
 
     recipe: Recipe
@@ -62,6 +64,13 @@ class Report:
     seconds: dict[str, float]
     peak_memory: int
     model: str
+    left_out: dict[str, tuple[int, str]]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the weights in the decoder's matrices that the pruned ones hold."""
+        pruned = sum(self.plan.sizes)
+        return pruned / (pruned + sum(size for size, _ in self.left_out.values()))
 
     @functools.cached_property
     def table(self):
@@ -77,11 +86,21 @@ class Report:
             "recipe": self.recipe.summary(),
             "sparsity": self.sparsity,
             "weights": sum(self.plan.sizes),
+            "coverage": self.coverage,
+            "left_out": {name: {"weights": size, "reason": reason} for name, (size, reason) in self.left_out.items()},
             "samples": self.samples,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
             "peak_memory_bytes": self.peak_memory,
             "versions": versions(),
         }
+
+    def _dense(self) -> str:
+        """Describe what stays dense, by reason."""
+        totals: dict[str, int] = {}
+        for size, reason in self.left_out.values():
+            totals[reason] = totals.get(reason, 0) + size
+        said = ", ".join(f"{reason} ({size:,})" for reason, size in totals.items())
+        return f"; dense stay: {said}" if said else ""
 
     def __str__(self) -> str:
         spent = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
@@ -93,7 +112,8 @@ class Report:
         return (
             f"{self.plan.allocation} + {name_of(self.recipe.tokens)} + {name_of(self.recipe.criterion)}"
             f"{' ' + self.recipe.pattern if self.recipe.pattern else ''}: {self.sparsity:.4%} of "
-            f"{sum(self.plan.sizes):,} weights are zero\n"
+            f"{sum(self.plan.sizes):,} weights are zero; they are {self.coverage:.1%} of the decoder's matrices"
+            f"{self._dense()}\n"
             f"{table.to_string(float_format='{:.3f}'.format, na_rep='-')}\n"
             f"{self.samples} samples; {spent}; peak memory {self.peak_memory / 2**20:,.0f} MiB"
         )

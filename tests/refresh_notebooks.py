@@ -40,17 +40,13 @@ def refreshed(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 600)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     NotebookClient(
-        fresh,
-        timeout=timeout,
-        kernel_name="python3",
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(folder)}},
+        fresh, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
     fresh.metadata = nbformat.from_dict(METADATA)
     for cell in fresh.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if key in cell.metadata})
         if cell.cell_type == "code":
-            cell.outputs = [bare(output) for output in cell.outputs if kept(output)]
+            cell.outputs = joined([bare(output) for output in cell.outputs if kept(output)])
     old = {cell.id: cell for cell in notebook.cells}
     code = [cell for cell in fresh.cells if cell.cell_type == "code"]
     unchanged = all(
@@ -71,6 +67,17 @@ def bare(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if "metadata" in output:
         output.metadata = nbformat.from_dict({})
     return output
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join printed outputs that follow each other: how a kernel splits them depends on its timing."""
+    whole: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if whole and output.get("name") == whole[-1].get("name") == "stdout":
+            whole[-1].text += output.text
+        else:
+            whole.append(output)
+    return whole
 
 
 def main(arguments: list[str] | None = None) -> None:

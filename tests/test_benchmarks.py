@@ -127,7 +127,7 @@ def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path,
     arguments = [
         "--sparsities",
         "0.5",
-        "--n",
+        "--n-samples",
         "2",
         "--window",
         "16",

@@ -10,7 +10,7 @@ import pytest
 import tiny_videollama2
 
 import tamp
-from tamp import cli, walk
+from tamp import cli, scores, walk
 from tamp.evaluation import demo, results
 
 
@@ -180,7 +180,7 @@ MISTAKES = {
     "level": ("compare", "mini-llava-next", "--levels", "half", "--out", "OUT"),
     "methods": ("compare", "mini-llava-next", "--methods", "tamp:cap", "--out", "OUT"),
     "plans": ("plan", "diff", "one.json"),
-    "plan's cap": ("plan", "mini-llava-next", "--preset", "wanda", "--cap", "0.2", "--out", "OUT"),
+    "plan's cap": ("plan", "mini-llava-next", "--preset", "wanda", "--das-cap", "0.2", "--out", "OUT"),
 }
 
 
@@ -228,3 +228,23 @@ def test_the_installed_command_runs_and_exits_with_its_status():
     done = subprocess.run([sys.executable, "-m", "tamp.cli", "verify", "nowhere"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("tamp: nowhere has no tamp.json")
+
+
+def test_every_option_of_every_method_is_an_option_of_the_command(capsys):
+    from tamp.recipe import options
+
+    for command, names in (("prune", options()), ("plan", scores.ALLOCATIONS["das"].options)):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        for name in names:
+            assert f"--{name.replace('_', '-')} " in said, name
+
+
+def test_an_option_of_a_method_reaches_the_recipe(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    assert run("plan", "mini-llava-next", "--preset", "das", "--n", 2, "--das-cap", 0.03, "--out", out) == 0
+    plan = tamp.Plan.read(out)
+    assert plan.cap == 0.53 and max(d / n for d, n in zip(plan.drops, plan.sizes)) <= 0.5301
+    assert run("plan", "mini-llava-next", "--preset", "wanda", "--das-cap", 0.03, "--out", out) == 2
+    assert "das_cap has no effect with allocation='uniform'" in capsys.readouterr().err

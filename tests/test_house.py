@@ -103,7 +103,7 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_the_core_stays_small():
     lines = sum(len(MODULES[f"tamp.{name}"].read_text().splitlines()) for name in CORE)
-    assert lines <= 3200
+    assert lines <= 3400
 
 
 HEAVY = ("matplotlib", "pandas", "seaborn", "torchvision", "tamp.worlds", "tamp.videollama2", "tamp.evaluation")

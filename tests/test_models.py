@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import tamp
 from tamp import models
@@ -90,3 +91,60 @@ def test_only_linears_of_the_language_model_are_found(family):
     found = {f"{prefix}.{name}" for prefix, block in models.blocks(model).items() for name in models.linears(block)}
     assert len(found) == 7 * models.text_config(model).num_hidden_layers
     assert not [name for name in found if any(word in name for word in ("vision", "projector", "connector", "lm_head"))]
+
+
+KEY = "language_model.model.layers.2.mlp.up_proj.weight"
+DAMAGES = {
+    "a tensor is missing": (lambda state: state.pop(KEY), "1 tensors are missing"),
+    "a tensor is renamed": (lambda state: state.update({KEY + "s": state.pop(KEY)}), "1 tensors do not belong"),
+    "a tensor has another shape": (lambda state: state.update({KEY: state[KEY][:-1].clone()}), "another shape"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_files_that_do_not_fit_the_model_are_refused_and_the_tensor_named(damage, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(data_folder() / "mini-llava-next", folder)
+    state = load_file(folder / "model.safetensors")
+    spoil, message = DAMAGES[damage]
+    spoil(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message) as error:
+        tamp.load(folder)
+    assert "layers.2.mlp.up_proj.weight" in str(error.value)
+
+
+def mixtral():
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**tiny.TEXT, num_local_experts=4)).eval()
+
+
+def test_fused_experts_are_refused_with_their_share_unless_they_may_be_left_out(tmp_path):
+    samples = [tiny.sample(tiny.tokens(9, 1))]
+    recipe = tamp.Recipe.preset("wanda")
+    for call in (tamp.prune, tamp.plan):
+        with pytest.raises(UserError, match=r"8\d\.\d% of the decoder.*experts\.gate_up_proj.*allow_partial"):
+            call(mixtral(), samples, recipe, progress=False)
+    model = mixtral()
+    report = tamp.prune(model, samples, recipe, progress=False, allow_partial=True)
+    assert report.sparsity == pytest.approx(0.5, abs=1e-4) and 0.1 < report.coverage < 0.2
+    assert "fused experts" in str(report) and "router" in str(report)
+    assert all((block.mlp.gate.weight != 0).all() for block in model.model.layers), "routers stay dense"
+    tamp.save(model, None, tmp_path / "pruned", report=report)
+    written = tamp.verify(tmp_path / "pruned")["report"]
+    assert written["coverage"] == report.coverage and written["left_out"].keys() == report.left_out.keys()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_linears_of_a_dense_family_are_its_whole_decoder(family):
+    model, _ = tiny.build(family)
+    assert not models.left_out(model)
+
+
+def test_encoder_decoders_are_refused():
+    small = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 32, "pad_token_id": 0}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    bart = transformers.BartForConditionalGeneration(transformers.BartConfig(**small, **heads))
+    t5 = transformers.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=32)
+    for model in (bart, transformers.T5ForConditionalGeneration(t5)):
+        with pytest.raises(UserError, match="encoder-decoder"):
+            tamp.prune(model, None, tamp.Recipe.preset("magnitude"), progress=False)

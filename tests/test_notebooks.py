@@ -18,7 +18,8 @@ import refresh_notebooks
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path.stem for path in NOTEBOOKS]
-PARAMETERS = {"MODEL", "SPARSITY", "N_CALIBRATION", "SEED", "DEVICE"}
+PARAMETERS = {"MODEL", "SPARSITY", "N_SAMPLES", "CALIBRATION_SEED", "DEVICE"}
+RECORDED = {"model", "sparsity", "n_samples", "n_questions", "calibration_seed"}
 FAST = ("mini-llava-next", "smol-videollama2")  # shipped, and quick on a CPU
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=CHAPTERS)
 
@@ -94,12 +95,13 @@ def run(chapter: str, folder: Path, **parameters) -> dict:
     solved = folder / "solved" / f"{chapter}.ipynb"
     solved.parent.mkdir()
     nbformat.write(notebook, solved)
-    assert {"SPARSITY", "SEED"} <= papermill.inspect_notebook(str(solved)).keys() & parameters.keys()
+    assert {"SPARSITY", "CALIBRATION_SEED"} <= papermill.inspect_notebook(str(solved)).keys() & parameters.keys()
     return json.loads(chapters.run(solved, parameters, folder).read_text())
 
 
 def check(chapter: str, found: dict, sparsity: float) -> None:
     """Check what must hold of a chapter's result under any parameters."""
+    assert RECORDED - {"n_questions"} <= found["parameters"].keys() <= RECORDED
     if chapter == "00_quickstart":
         assert found["scores"]["dense"]["accuracy"] >= 0.95
         nll = {name: score["nll"] for name, score in found["scores"].items()}
@@ -140,11 +142,11 @@ every = pytest.mark.parametrize("chapter", CHAPTERS)
 
 
 class TestHigherSparsity:
-    """Other sparsity, other seed."""
+    """Other sparsity, other calibration set."""
 
     @every
     def test_a_chapter_runs_and_finds_what_it_should(self, chapter, tmp_path):
-        check(chapter, run(chapter, tmp_path, SPARSITY=0.7, SEED=1, N_CALIBRATION=12, N_QUESTIONS=60), 0.7)
+        check(chapter, run(chapter, tmp_path, SPARSITY=0.7, CALIBRATION_SEED=1, N_SAMPLES=12, N_QUESTIONS=60), 0.7)
 
 
 class TestPattern:
@@ -152,7 +154,7 @@ class TestPattern:
 
     @every
     def test_a_chapter_runs_and_finds_what_it_should(self, chapter, tmp_path):
-        check(chapter, run(chapter, tmp_path, SPARSITY="2:4", SEED=2, N_CALIBRATION=12, N_QUESTIONS=60), 0.5)
+        check(chapter, run(chapter, tmp_path, SPARSITY="2:4", CALIBRATION_SEED=2, N_SAMPLES=12, N_QUESTIONS=60), 0.5)
 
 
 MUTATIONS = {
@@ -163,9 +165,16 @@ MUTATIONS = {
         "03_token_selection",
         "pick",
     ),
+    "the threshold of AMIA as pruning uses it": (
+        "selection.py",
+        '"amia_threshold": Option(0.1,',
+        '"amia_threshold": Option(0.2,',
+        "03_token_selection",
+        "counts",
+    ),
     "the sign of AMIA's inhibition": ("selection.py", "index], -lost)", "index], lost)", "03_token_selection", "pick"),
-    "the cap of DAS": ("recipe.py", "das_cap: float = 0.1", "das_cap: float = 0.2", "02_sparsity_allocation", "step"),
-    "the sign of DAS": ("planning.py", "diverse = 1 - ", "diverse = 1 + ", "02_sparsity_allocation", "scores"),
+    "the cap of DAS": ("scores.py", "CAP = Option(0.1,", "CAP = Option(0.2,", "02_sparsity_allocation", "step"),
+    "the sign of DAS": ("scores.py", "diverse = 1 - ", "diverse = 1 + ", "02_sparsity_allocation", "scores"),
 }
 
 

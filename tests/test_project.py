@@ -68,15 +68,6 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "make demo" in (ROOT / "README.md").read_text()
 
 
-def test_the_readme_lists_every_preset_and_every_module():
-    from tamp.recipe import PRESETS
-
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"| `{name}` |" in readme for name in PRESETS)
-    modules = {path.name for path in (ROOT / "tamp").glob("*.py")} - {"__init__.py", "errors.py"}
-    assert all(re.search(rf"^  {name} ", readme, re.M) for name in modules)
-
-
 def test_no_file_of_the_package_prints_but_the_command_line():
     for path in (ROOT / "tamp").rglob("*.py"):
         calls = [

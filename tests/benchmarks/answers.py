@@ -112,12 +112,12 @@ def draw(recorded: dict, grid: dict, path: recording.Path) -> None:
 def main(arguments: list[str] | None = None) -> dict:
     """Record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=N_QUESTIONS)
-    parser.add_argument("--n", type=int, default=N_SAMPLES, help="calibration samples")
+    parser.add_argument("--n-questions", type=int, default=N_QUESTIONS, help="number of questions")
+    parser.add_argument("--n-samples", type=int, default=N_SAMPLES, help="number of calibration samples")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
-    made = record(options.questions, options.n, options.methods)
+    made = record(options.n_questions, options.n_samples, options.methods)
     recording.write("answers", made, options.out)
     return made
 

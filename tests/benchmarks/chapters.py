@@ -12,7 +12,7 @@ import tempfile
 import papermill
 import recording
 
-PARAMETERS = {"MODEL": "smol-llava-next", "SPARSITY": 0.5, "N_CALIBRATION": 16}
+PARAMETERS = {"MODEL": "smol-llava-next", "SPARSITY": 0.5, "N_SAMPLES": 16}
 QUESTIONS = {  # by chapter
     "00_quickstart": 100,
     "01_token_diversity": 100,

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import tamp
-from tamp import models
+from tamp import loading
 
 LLAMA3_8B = {
     "hidden_size": 4096,
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--methods", nargs="+", default=["wanda", "amia", "tamp", "sparsegpt"])
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
-    device = models.resolve_device(options.device)
+    device = loading.resolve_device(options.device)
     model = build(options.scale, device, getattr(torch, options.dtype))
     samples = make_samples(model, options.scale, options.n)
     saved = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}

@@ -241,9 +241,9 @@ def search_line(short: str) -> str:
 
 
 def outlier_table(recorded: dict) -> str:
-    """Write the loudest channels and the first token's share, per model."""
+    """Write the largest channels and the first token's share, per model."""
     lines = [
-        "| | loudest channel of q, k, v (median block, most) | of down_proj (median block, most) "
+        "| | largest input channel of q, k, v (median block, most) | of down_proj (median block, most) "
         "| norm of the first token (most) | attention to the first token (most) |",
         "|---|---|---|---|---|",
     ]
