@@ -252,8 +252,9 @@ def hooks(*handles) -> Iterator[None]:
 def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) -> list[Captured]:
     """Run every sample up to the first decoder block and keep what enters it.
 
-    The first sample goes through all blocks: this shows whether they are all called with the same keyword arguments (if
-    not, every sample goes through all of them) and whether each block's output is the next one's input.
+    The first sample of each kind (:func:`_kind`) goes through all blocks: this shows whether they are all called with the
+    same keyword arguments (if not, every sample of the kind goes through all of them) and whether each block's output is the
+    next one's input.
 
     Args:
         model: a transformers model, in evaluation mode.
@@ -268,7 +269,7 @@ def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) ->
     """
     stack = list(models.blocks(model).values())
     limit = getattr(models.text_config(model), "max_position_embeddings", None) or math.inf
-    shared = False
+    kinds: dict[tuple, bool] = {}  # whether all blocks get the same keyword arguments
     captured = []
     for number, sample in enumerate(tqdm(samples, desc="capture", disable=not progress, leave=False)):
         batch = models.to_model(model, sample, number)
@@ -278,14 +279,15 @@ def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) ->
                 "Shorten the conversation or use fewer or smaller images."
             )
         try:
-            hidden, kwargs = _enter(model, batch, stack, stop_at_first=shared)
+            kind = _kind(model, batch)
+            hidden, kwargs = _enter(model, batch, stack, stop_at_first=kinds.get(kind, False))
         except UserError:
             raise
         except (ValueError, IndexError) as error:
             raise UserError(f"Sample {number} does not fit {type(model).__name__}: {error}") from error
-        if number == 0:
-            shared = all(_same(first, kwargs[0]) for first in kwargs)
-        if shared:
+        if kind not in kinds:
+            kinds[kind] = all(_same(first, kwargs[0]) for first in kwargs)
+        if kinds[kind]:
             kwargs = [kwargs[0]] * len(stack)
         modality = models.modality(model, batch)
         if modality.shape != hidden.shape[:2]:
@@ -334,6 +336,15 @@ def _enter(model: nn.Module, batch: dict, stack: list[nn.Module], stop_at_first:
     with hooks(*handles), contextlib.suppress(Done):
         model(**batch, use_cache=False)
     return entered, kwargs
+
+
+def _kind(model: nn.Module, batch: dict) -> tuple:
+    """Return what may make a model call its blocks differently: inputs, modalities, padding, length beside its windows."""
+    config = models.text_config(model)
+    windows = {getattr(config, name, None) or math.inf for name in ("sliding_window", "attention_chunk_size")}
+    length = batch["input_ids"].shape[1]
+    codes = models.modality(model, batch).unique().tolist()
+    return tuple(sorted(batch)), tuple(codes), tuple(length > window for window in sorted(windows))
 
 
 def _same(left: dict, right: dict) -> bool:

@@ -18,7 +18,7 @@ import selection_speed
 import tiny
 import torch
 
-from tamp import PRESETS, Recipe
+from tamp import Recipe
 from tamp.evaluation import results
 
 
@@ -79,11 +79,11 @@ def test_a_weight_that_only_one_of_two_models_has_is_counted_in_its_block():
     assert repeatability.differing(model, other) == [0, 3, *[0] * (len(model.model.layers) - 2)]
 
 
-def test_the_quality_grid_has_every_preset_and_runs_the_cells_that_were_asked_for(tmp_path):
+def test_the_quality_grid_has_its_methods_and_runs_the_cells_that_were_asked_for(tmp_path):
     for _, methods, levels in quality.GRIDS.values():
         assert all(Recipe.spelled(method, level) for method in methods for level in levels)
     _, methods, levels = quality.GRIDS["smol-llava-next"]
-    assert set(PRESETS) <= set(methods) and {0.3, 0.4, 0.5, 0.6, "2:4", "4:8"} <= set(levels)
+    assert set(quality.METHODS) <= set(methods) and {0.3, 0.4, 0.5, 0.6, "2:4", "4:8"} <= set(levels)
     arguments = ["--model", "mini-llava-next", "--n-questions", "10", "--n-samples", "2", "--out", str(tmp_path)]
     made = quality.main([*arguments, "--levels", "0.7", "--methods", "wanda", "magnitude", "--calibration-seeds", "0"])
     assert [cell["method"] for cell in made["cells"]] == ["dense", "wanda", "magnitude"]

@@ -14,6 +14,8 @@ import tiny_folders
 from nbclient import NotebookClient
 from test_notebooks import NOTEBOOKS, code, read, tagged
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 KEPT = ("torch", "numpy", "ipykernel", "ipywidgets", "jupyter_client", "ipython", "transformers", "pillow", "pandas")
 CELL = tagged(read(NOTEBOOKS[0]), "remove-cell")[0].source

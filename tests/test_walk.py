@@ -3,10 +3,12 @@
 import pytest
 import tiny
 import torch
+import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tamp import attention, models, walk
+from tamp import attention, models, pruning, walk
 from tamp.errors import UserError
+from tamp.recipe import Recipe
 
 EVERY = pytest.mark.parametrize("family", tiny.FAMILIES)
 
@@ -90,8 +92,6 @@ def test_the_attention_setting_is_gone_afterwards_even_after_an_exception():
 
 def test_blocks_called_with_different_arguments_are_replayed_with_their_own():
     config = dict(tiny.TEXT, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
-    import transformers
-
     torch.manual_seed(0)
     model = transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(**config, head_dim=8, use_sliding_window=True)
@@ -232,3 +232,69 @@ def test_an_exception_inside_a_walk_leaves_no_hook_and_no_attention_setting():
     assert error.traceback and set(ALL_ATTENTION_FUNCTIONS) == names
     assert model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks for linear in models.all_linears(model).values() for module in [linear])
+
+
+def windowed():
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = dict(tiny.TEXT, sliding_window=6, layer_types=layers, head_dim=8, use_sliding_window=True)
+    torch.manual_seed(0)
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**config)).eval()
+
+
+@pytest.mark.parametrize("lengths", [(4, 20), (20, 4)])
+def test_a_short_first_sample_does_not_decide_for_those_beyond_a_sliding_window(lengths):
+    model = windowed()
+    samples = [tiny.sample(tiny.tokens(length, length)) for length in lengths]
+    with torch.no_grad():
+        for each, batch in zip(samples, walk.capture(model, samples, progress=False)):
+            states = model(**each, use_cache=False, output_hidden_states=True).hidden_states
+            for position, block in enumerate(models.blocks(model).values()):
+                assert torch.equal(batch.hidden, states[position])
+                batch.hidden = batch.run(block, position)
+
+
+def test_masks_do_not_depend_on_which_sample_comes_first():
+    samples = [tiny.sample(tiny.tokens(length, length)) for length in (4, 20, 5, 30)]
+    found = []
+    for order in (samples, samples[::-1]):
+        model = windowed()
+        pruning.prune(model, order, Recipe.preset("wanda"), progress=False)
+        found.append([linear.weight == 0 for linear in models.all_linears(model).values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+def qwen3_vl():
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+    }
+    vision |= {"spatial_merge_size": 2, "temporal_patch_size": 2, "deepstack_visual_indexes": [0, 1]}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "mrope_interleaved": True}
+    config = transformers.Qwen3VLConfig(
+        vision_config={**vision, "num_position_embeddings": 64},
+        text_config={**tiny.TEXT, "head_dim": 8, "rope_parameters": rope},
+        image_token_id=tiny.IMAGE,
+        video_token_id=tiny.IMAGE + 1,
+        vision_start_token_id=tiny.IMAGE + 2,
+        vision_end_token_id=tiny.IMAGE + 3,
+    )
+    torch.manual_seed(0)
+    return transformers.Qwen3VLForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("first", ["text", "picture"])
+def test_deep_visual_inputs_are_refused_whichever_sample_comes_first(first):
+    ids = tiny.tokens(3, 0) + [tiny.IMAGE + 2] + [tiny.IMAGE] * 12 + [tiny.IMAGE + 3] + tiny.tokens(4, 1)
+    picture = tiny.sample(
+        ids,
+        pixel_values=tiny.noise(48, 3 * 2 * 4 * 4),
+        image_grid_thw=torch.tensor([[1, 6, 8]]),
+        mm_token_type_ids=(torch.tensor([ids]) == tiny.IMAGE).int(),
+    )
+    samples = [tiny.sample(tiny.tokens(9, 2)), picture]
+    with pytest.raises(UserError, match="changes the hidden states between its blocks"):
+        walk.capture(qwen3_vl(), samples if first == "text" else samples[::-1], progress=False)

@@ -55,8 +55,8 @@ def style() -> None:
 
 
 def color_of(method: str) -> str:
-    """Return the colour of a method, which is its preset's whatever is changed about it."""
-    return METHODS[method.partition(":")[0]]
+    """Return the colour of a method: that of its preset, also with changes; brown for a preset without one."""
+    return METHODS.get(method.partition(":")[0], LINEARS[4])
 
 
 def marker_of(method: str) -> str:

@@ -16,7 +16,20 @@ import tamp
 
 QUESTION_SEED = 7
 CALIBRATION_SEEDS = (0, 1, 2)
-METHODS = tuple(tamp.PRESETS)
+METHODS = (
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "text",
+    "owl",
+    "alphapruning",
+    "ecoflap",
+    "das",
+    "atv",
+    "amia",
+    "tamp",
+)
+"""What the recorded grids hold; a new preset does not change them."""
 PER_BLOCK = ("das:das_granularity=block", "tamp:das_granularity=block")
 PRETRAINED = {
     "n_questions": 500,
