@@ -79,6 +79,7 @@ class TestFiles:
         assert all(len(found) == 1 for found in cells)
         assert len({found[0].source for found in cells}) == 1
 
+    @pytest.mark.slow
     def test_running_again_gives_the_very_same_file(self):
         """On one machine: the last bits of a figure's pixels depend on the processor."""
         path = next(path for path in NOTEBOOKS if path.stem == "03_token_selection")
@@ -141,6 +142,7 @@ def check(chapter: str, found: dict, sparsity: float) -> None:
 every = pytest.mark.parametrize("chapter", CHAPTERS)
 
 
+@pytest.mark.slow
 class TestHigherSparsity:
     """Other sparsity, other calibration set."""
 
@@ -149,6 +151,7 @@ class TestHigherSparsity:
         check(chapter, run(chapter, tmp_path, SPARSITY=0.7, CALIBRATION_SEED=1, N_SAMPLES=12, N_QUESTIONS=60), 0.7)
 
 
+@pytest.mark.slow
 class TestPattern:
     """A pattern instead of a sparsity."""
 
@@ -178,6 +181,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 class TestMutations:
     """A changed constant or sign of the method makes ``pytest --nbval`` fail, at the cell that looks at it."""
 

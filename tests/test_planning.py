@@ -64,11 +64,11 @@ def test_higher_diversity_keeps_more_and_the_cap_holds():
 def test_owl_counts_the_outliers_of_a_constructed_block():
     """Inputs and weights of a block are set so that the outliers of Wanda's metric can be counted by hand."""
     block = torch.nn.Module()
-    block.one, block.two = torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(4, 1, bias=False)
+    block.one, block.two = torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(4, 2, bias=False)
     block.forward = lambda hidden: (block.one(hidden), block.two(hidden), hidden)[2]
     with torch.no_grad():
         block.one.weight.copy_(torch.tensor([[1.0, 1, 1, 1], [1, -100, 1, 1]]))
-        block.two.weight.copy_(torch.tensor([[1.0, 1, 50, 0.1]]))
+        block.two.weight.copy_(torch.tensor([[1.0, 1, 50, 0.1], [1, 1, 1, 1]]))
     hidden = torch.tensor(
         [[[1.0, -1, 1, 1], [-1, 1, 1, -1], [9, 9, 9, 9]]]
     )  # every channel's norm is 1 but for padding
@@ -79,11 +79,11 @@ def test_owl_counts_the_outliers_of_a_constructed_block():
         sample = walk.Captured(hidden, [{}], torch.tensor([[0, 2, -1]]), source={}, padded=True)
         return walk.Step(model, 0, "block", [sample], attention=False, keep=False)
 
-    recipe = Recipe.preset("owl")  # mean |W| over 12 entries is 13.26: above 66.3 is one entry, above 2 x 13.26 two
+    recipe = Recipe.preset("owl")  # mean |W| over 16 entries is 10.19: above 51.0 is one entry, above 2 x 10.19 two
     with torch.no_grad():
-        assert scores.owl(step(), recipe.options) == {"one": 1 / 12, "two": 1 / 12}
+        assert scores.owl(step(), recipe.options) == {"one": 1 / 16, "two": 1 / 16}
         looser = Recipe.preset("owl", owl_threshold=2.0)
-        assert scores.owl(step(), looser.options) == {"one": 2 / 12, "two": 2 / 12}
+        assert scores.owl(step(), looser.options) == {"one": 2 / 16, "two": 2 / 16}
 
 
 def test_owl_drops_less_where_outliers_are_and_stays_in_its_band():
