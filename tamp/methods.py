@@ -42,7 +42,22 @@ class Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allocation:
+class Method:
+    """What every row says.
+
+    Attributes:
+        options: its options by name.
+        summary: what it does, as a phrase.
+        source: where it is from.
+    """
+
+    options: Mapping[str, Option] = field(default_factory=dict)
+    summary: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation(Method):
     """A rule for how much of each matrix to drop.
 
     Attributes:
@@ -51,22 +66,16 @@ class Allocation:
         share: ``(scores, sizes, sparsity, options) -> drops``: from scores and numbers of weights to weights to drop.
         by_block: ``(options) -> bool``: whether a budget is one per block, spread evenly inside it, instead of per matrix.
         looks_at: ``"nothing"``, ``"weights"``, ``"activations"`` or ``"loss"``.
-        options: its options by name.
-        summary: what it does, as a phrase.
-        source: where it is from.
     """
 
     score: Callable | None
     share: Callable | None = None
     by_block: Callable[[Mapping], bool] = lambda options: False
     looks_at: str = "activations"
-    options: Mapping[str, Option] = field(default_factory=dict)
-    summary: str = ""
-    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(Method):
     """A rule for which calibration tokens count.
 
     Attributes:
@@ -74,34 +83,26 @@ class Tokens:
             matrices or (matrices, T) bool for each.
         looks_at: ``"modality"``, ``"activations"`` or ``"attention"``; the last computes the attention of the last token.
         together: whether rows of several samples are chosen from at once.
-        options, summary, source: as in :class:`Allocation`.
     """
 
     choose: Callable
     looks_at: str = "activations"
     together: bool = False
-    options: Mapping[str, Option] = field(default_factory=dict)
-    summary: str = ""
-    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Criterion:
+class Criterion(Method):
     """A rule for which weights of a matrix to drop.
 
     Attributes:
         metric: ``(weight, statistic) -> metric``, (out, in) each; the smallest entries of a row are dropped.
         update: instead, ``(weight, statistic, drop, pattern, options) -> weight``: the pruned weight, the others changed.
         statistic: class of the accumulator of the inputs that count; None for a criterion that needs no calibration.
-        options, summary, source: as in :class:`Allocation`.
     """
 
     metric: Callable | None = None
     update: Callable | None = None
     statistic: type | None = None
-    options: Mapping[str, Option] = field(default_factory=dict)
-    summary: str = ""
-    source: str = ""
 
 
 def name_of(method: str | Callable) -> str:

@@ -157,7 +157,7 @@ def test_outliers_are_measured_and_drawn(tmp_path):
     assert (tmp_path / "outliers.png").stat().st_size > 10_000
 
 
-def test_a_loud_channel_and_a_sink_are_found(tmp_path):
+def test_an_activation_outlier_and_an_attention_sink_are_found(tmp_path):
     """One channel of the embeddings made a hundred times as loud shows in the linears that read it."""
     model, samples = tiny.build("llama")
     plain = outliers.measure(model, samples)

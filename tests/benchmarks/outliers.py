@@ -1,8 +1,8 @@
-"""What makes real language models hard to prune: channels far louder than others, and tokens that draw attention.
+"""What makes real language models hard to prune: channels far larger than others, and tokens that draw attention.
 
 python tests/benchmarks/outliers.py
 
-Per linear, the norm over all tokens of each input channel: the loudest in units of the median. Per block, the norm of the
+Per linear, the norm over all tokens of each input channel: the largest in units of the median. Per block, the norm of the
 first token's hidden state in units of the other tokens' median, and the share of the last token's attention that goes to it.
 On the small model trained from nothing and on the one over a pretrained language model, with the pictures made for each.
 """
@@ -24,13 +24,13 @@ MODELS = ("mini-llava-next", "smol-llava-next")
 
 @torch.no_grad()
 def measure(model, samples: list[dict]) -> dict:
-    """Measure loudness and attention in every block.
+    """Measure channel norms and attention in every block.
 
     Returns:
-        ``linears`` ``{short name: [loudest over median channel, per block]}``, ``first_norm`` and ``first_attention``, each
+        ``linears`` ``{short name: [largest over median channel, per block]}``, ``first_norm`` and ``first_attention``, each
         a number per block, medians over samples.
     """
-    loudness: dict[str, list[float]] = {}
+    largest: dict[str, list[float]] = {}
     first_norm, first_attention = [], []
     for step in walk.walk(model, walk.capture(model, samples, progress=False), attention=True):
         squares = {name: criteria.MeanSquare(linear.in_features) for name, linear in step.linears.items()}
@@ -43,14 +43,14 @@ def measure(model, samples: list[dict]) -> dict:
                 squares[name].add(inputs)
         for name, square in squares.items():
             norm = square.value().sqrt()
-            loudness.setdefault(name.split(".")[-1], []).append(round((norm.max() / norm.median()).item(), 2))
+            largest.setdefault(name.split(".")[-1], []).append(round((norm.max() / norm.median()).item(), 2))
         first_norm.append(round(statistics.median(norms), 3))
         first_attention.append(round(statistics.median(shares), 4))
-    return {"linears": loudness, "first_norm": first_norm, "first_attention": first_attention}
+    return {"linears": largest, "first_norm": first_norm, "first_attention": first_attention}
 
 
 def draw(result: dict, path) -> None:
-    """Draw the models beside each other: loudest channels, norm of the first token, attention to it."""
+    """Draw the models beside each other: largest channels, norm of the first token, attention to it."""
     figure = Figure(figsize=(10, 3.3), layout="constrained", facecolor="white")
     left, middle, right = figure.subplots(1, 3)
     for (name, found), color in zip(result["models"].items(), MODALITIES.values()):
@@ -62,7 +62,7 @@ def draw(result: dict, path) -> None:
             )
         middle.plot(blocks, found["first_norm"], color=color, marker=".", ms=4)
         right.plot(blocks, [100 * share for share in found["first_attention"]], color=color, marker=".", ms=4)
-    left.set(xlabel="depth (% of blocks)", ylabel="norm of the loudest channel / median", yscale="log")
+    left.set(xlabel="depth (% of blocks)", ylabel="norm of the largest channel / median", yscale="log")
     left.set_title("input channels of two linears", fontsize=9)
     middle.set(xlabel="depth (% of blocks)", ylabel="norm of the first token / median", yscale="log")
     middle.set_title("hidden state of the first token", fontsize=9)
