@@ -57,7 +57,9 @@ def _as_stored(model: nn.Module) -> dict[str, Tensor] | None:
     state = {}
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        state[name] = narrowed.setdefault(key, tensor.to(stored.get(name, tensor.dtype)))
+        if key not in narrowed:
+            narrowed[key] = tensor.to(stored.get(name, tensor.dtype))
+        state[name] = narrowed[key]
     return state
 
 

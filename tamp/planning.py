@@ -53,15 +53,17 @@ def plan(
     return make_plan(model, scores, recipe)
 
 
-def check_model(model: nn.Module, pattern: str | None, allow_partial: bool = False) -> None:
+def check_model(model: nn.Module, pattern: str | None, allow_partial: bool = False) -> dict[str, tuple[int, str]]:
     """Check that the weights of a model are in memory, in floating point, fit a pattern, and are all of the decoder's.
+
+    Returns:
+        What stays dense, from :func:`tamp.models.left_out`.
 
     Raises:
         UserError: naming the matrix, if one does not; or if pruning would miss more than ``MOST_MISSED`` of the decoder.
     """
-    missed = {
-        name: size for name, (size, reason) in models.left_out(model).items() if reason not in models.LEFT_BY_RULE
-    }
+    left = models.left_out(model)
+    missed = {name: size for name, (size, reason) in left.items() if reason not in models.LEFT_BY_RULE}
     reached = sum(linear.weight.numel() for linear in models.all_linears(model).values())
     share = sum(missed.values()) / (sum(missed.values()) + reached)
     if share > MOST_MISSED and not allow_partial:
@@ -77,6 +79,7 @@ def check_model(model: nn.Module, pattern: str | None, allow_partial: bool = Fal
             raise UserError(f"The weight of {name} is {linear.weight.dtype}: prune before quantizing.")
         if pattern and linear.in_features % (m := masks.parse_pattern(pattern)[1]):
             raise UserError(f"Pattern {pattern} needs widths divisible by {m}; {name} has {linear.in_features} inputs.")
+    return left
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def prune(
     """
     blocks = models.blocks(model)
     linears = models.all_linears(model)
-    planning.check_model(model, recipe.pattern, allow_partial)
+    left_out = planning.check_model(model, recipe.pattern, allow_partial)
     if plan is not None:
         recipe = _under(plan, recipe, model)
     needed = recipe.needs_samples if plan is None else recipe.rules[2].statistic is not None
@@ -117,7 +117,7 @@ def prune(
         samples=len(samples or []) if needed else 0,
         seconds=dict(watch.seconds),
         peak_memory=peak_memory(watch.device),
-        left_out=models.left_out(model),
+        left_out=left_out,
         model=models.name_of(model),
     )
 

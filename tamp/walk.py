@@ -278,8 +278,9 @@ def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) ->
                 f"Sample {number} has {batch['input_ids'].shape[1]} tokens; the model takes {limit}. "
                 "Shorten the conversation or use fewer or smaller images."
             )
+        modality = models.modality(model, batch)
+        kind = _kind(model, batch, modality)
         try:
-            kind = _kind(model, batch)
             hidden, kwargs = _enter(model, batch, stack, stop_at_first=kinds.get(kind, False))
         except UserError:
             raise
@@ -289,7 +290,6 @@ def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) ->
             kinds[kind] = all(_same(first, kwargs[0]) for first in kwargs)
         if kinds[kind]:
             kwargs = [kwargs[0]] * len(stack)
-        modality = models.modality(model, batch)
         if modality.shape != hidden.shape[:2]:
             raise UserError(
                 f"Sample {number} has {modality.shape[1]} token ids but {hidden.shape[1]} hidden states: "
@@ -338,13 +338,12 @@ def _enter(model: nn.Module, batch: dict, stack: list[nn.Module], stop_at_first:
     return entered, kwargs
 
 
-def _kind(model: nn.Module, batch: dict) -> tuple:
+def _kind(model: nn.Module, batch: dict, modality: Tensor) -> tuple:
     """Return what may make a model call its blocks differently: inputs, modalities, padding, length beside its windows."""
     config = models.text_config(model)
     windows = {getattr(config, name, None) or math.inf for name in ("sliding_window", "attention_chunk_size")}
-    length = batch["input_ids"].shape[1]
-    codes = models.modality(model, batch).unique().tolist()
-    return tuple(sorted(batch)), tuple(codes), tuple(length > window for window in sorted(windows))
+    beyond = tuple(modality.shape[1] > window for window in sorted(windows))
+    return tuple(sorted(batch)), tuple(modality.unique().tolist()), beyond
 
 
 def _same(left: dict, right: dict) -> bool:
