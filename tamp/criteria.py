@@ -5,13 +5,16 @@ float64 where a sum or a factorisation would otherwise lose small parts or depen
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from tamp import masks
 from tamp.methods import Criterion, Option
+
+FEW = 32
+"""Tokens below which an expert's own statistic says too little: the norm of an input is then known to about an eighth."""
 
 
 class MeanSquare:
@@ -185,21 +188,45 @@ def sparsegpt(
     return updated.to(weight.dtype)
 
 
-def add(statistics: dict, inputs: dict[str, Tensor], chosen: Sequence[Tensor]) -> None:
+def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
     """Add the chosen tokens (T,) bool of every matrix's inputs (T, in) to its accumulator.
 
     Matrices that read the same tensor and the same tokens (query, key and value, say) share the work.
     """
     readers: dict[tuple, list[str]] = defaultdict(list)
-    mask_of = dict(zip(inputs, chosen))
     for name, tensor in inputs.items():
-        readers[tensor.data_ptr(), tensor.shape, id(mask_of[name])].append(name)
+        readers[tensor.data_ptr(), tensor.shape, id(chosen[name])].append(name)
     for first, *others in readers.values():
-        tensor, mask = inputs[first], mask_of[first]
+        tensor, mask = inputs[first], chosen[first]
         part = statistics[first].add(tensor if mask.all() else tensor[mask])
         for name in others:
             statistics[name].total += part
             statistics[name].count = statistics[first].count
+
+
+def pool(statistics: dict) -> list[str]:
+    """Give experts that fewer than ``FEW`` tokens reached the statistic of all experts in their tensor.
+
+    Args:
+        statistics: accumulator per matrix; experts are called ``tensor[number]``.
+
+    Returns:
+        The names of those experts.
+    """
+    tensors: dict[str, list[str]] = defaultdict(list)
+    for name in statistics:
+        if "[" in name:
+            tensors[name.partition("[")[0]].append(name)
+    pooled = []
+    for names in tensors.values():
+        few = [name for name in names if statistics[name].count < FEW]
+        if few:
+            total = sum(statistics[name].total for name in names)
+            count = sum(statistics[name].count for name in names)
+            for name in few:
+                statistics[name].total, statistics[name].count = total, count
+            pooled += few
+    return pooled
 
 
 def _sparsegpt(weight: Tensor, statistic: Hessian, drop: int, pattern: str | None, options: Mapping) -> Tensor:

@@ -1,7 +1,8 @@
-"""What tamp needs to know about a model: its decoder blocks, their linears, and the modality of every token.
+"""What tamp needs to know about a model: its decoder blocks, their matrices, and the modality of every token.
 
-Nothing here is a table of families. The blocks are found through the decoder of the model, the linears by their type, the
-modality of a token by the ids that the model's own configuration reserves for images, video and audio.
+Nothing here is a table of families. The blocks are found through the decoder of the model, the matrices by their type
+(:mod:`tamp.matrices`), the modality of a token by the ids that the model's own configuration reserves for images, video and
+audio, or by the masks that its processor writes.
 """
 
 import hashlib
@@ -9,17 +10,19 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from tamp import matrices
 from tamp.errors import UserError
+from tamp.matrices import Matrix
 
 VISUAL, AUDIO, TEXT, PADDING = 0, 1, 2, -1
 MODALITY_NAMES = {VISUAL: "visual", AUDIO: "audio", TEXT: "text"}
-ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Last parts of the names of modules that choose experts."""
-
-LEFT_BY_RULE = ("router", "convolution", "embedding")
-"""Why a parameter of a block stays dense on purpose."""
 
 PLACEHOLDERS = {"image": VISUAL, "video": VISUAL, "audio": AUDIO}
+MASKS = {"image_embeds_position_mask": VISUAL, "image_patches_indices": VISUAL}
+"""Inputs that mark the tokens of pictures where no id is reserved: true, or a number from 0 on."""
+
+ELSEWHERE = ("cross_attention_mask", "image_attention_mask")
+"""Inputs of models whose pictures enter by cross-attention and take no place in the sequence."""
 
 
 def name_of(model: nn.Module) -> str:
@@ -27,9 +30,50 @@ def name_of(model: nn.Module) -> str:
     return getattr(model.config, "_name_or_path", "") or type(model).__name__
 
 
+def speaker(model: nn.Module) -> nn.Module:
+    """Return the part of a model that takes a processor's output and gives logits: a model that also talks has a thinker."""
+    return getattr(model, "thinker", model)
+
+
 def text_config(model: nn.Module):
     """Return the configuration of the language model inside ``model``."""
-    return model.config.get_text_config(decoder=True)
+    return speaker(model).config.get_text_config(decoder=True)
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """Find the module that calls the decoder blocks one after the other.
+
+    Raises:
+        UserError: if the model has no list of decoder blocks, or is an encoder or an encoder-decoder.
+    """
+    return _decoder(model)[0]
+
+
+def _decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """Find the module that calls the decoder blocks, and the list of them."""
+    part = speaker(model)
+    if any(getattr(config, "is_encoder_decoder", False) for config in (part.config, text_config(model))):
+        raise UserError(
+            f"{type(model).__name__} is an encoder-decoder; tamp prunes decoder-only language models. Use a model whose "
+            "language model is a decoder alone."
+        )
+    depths = {getattr(text_config(model), name, None) for name in ("num_hidden_layers", "num_layers")} - {None}
+    start = part.get_decoder() if hasattr(part, "get_decoder") else part
+    lists = (
+        (module, child)
+        for module in start.modules()  # outermost first
+        for child in module.children()
+        if isinstance(child, nn.ModuleList) and len(child) in depths and matrices.of(child[0])
+    )
+    for module, stack in lists:
+        causal = [each.is_causal for each in stack.modules() if isinstance(getattr(each, "is_causal", None), bool)]
+        if causal and not any(causal) and not (hasattr(part, "can_generate") and part.can_generate()):
+            raise UserError(f"{type(model).__name__} is an encoder; tamp prunes language models that generate text.")
+        return module, stack
+    raise UserError(
+        f"{type(model).__name__} has no list of {' or '.join(map(str, depths))} decoder blocks with linears in them; "
+        "tamp prunes transformers language models."
+    )
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -39,78 +83,41 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
         ``{name inside the model: block}``.
 
     Raises:
-        UserError: if the model has no list of decoder blocks, or is an encoder-decoder.
+        UserError: see :func:`decoder`.
     """
-    if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text_config(model))):
-        raise UserError(
-            f"{type(model).__name__} is an encoder-decoder; tamp prunes decoder-only language models. Use a model whose "
-            "language model is a decoder alone."
-        )
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    depth = getattr(text_config(model), "num_hidden_layers", None)
-    for module in decoder.modules():  # outermost first
-        for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) == depth and _has_linears(child[0]):
-                names = {id(part): name for name, part in model.named_modules()}
-                return {names[id(block)]: block for block in child}
-    raise UserError(
-        f"{type(model).__name__} has no list of {depth} decoder blocks with linears in them; "
-        "tamp prunes transformers language models."
-    )
+    names = {id(part): name for name, part in model.named_modules()}
+    return {names[id(block)]: block for block in _decoder(model)[1]}
 
 
-def _has_linears(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.Linear) for module in block.modules())
+def linears(block: nn.Module) -> dict[str, Matrix]:
+    """Return the matrices of a block that pruning concerns, by their name in it; see :func:`tamp.matrices.of`."""
+    return matrices.of(block)
 
 
-def linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linears of a block that pruning concerns, by their name in it, in order of definition.
-
-    Routers are left out: a linear with one output, or a narrowing one with a name of ``ROUTERS``.
-    """
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and not _routes(name, module.weight.shape)
-    }
-
-
-def _routes(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a matrix (out, in) is a router or a gate with one output, which nobody prunes."""
-    return shape[0] == 1 or (name.rsplit(".", 1)[-1] in ROUTERS and shape[0] < shape[-1])
-
-
-def all_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linears of all decoder blocks by their name inside the model, block after block."""
+def all_linears(model: nn.Module) -> dict[str, Matrix]:
+    """Return the matrices of all decoder blocks by their name inside the model, block after block."""
     return {
         f"{prefix}.{name}": linear for prefix, block in blocks(model).items() for name, linear in linears(block).items()
     }
 
 
 def left_out(model: nn.Module) -> dict[str, tuple[int, str]]:
-    """List the parameters of the decoder blocks with two or more axes that are not pruned.
+    """List the parameters of the decoder with two or more axes that are not pruned.
 
     Returns:
-        ``{name inside the model: (weights, reason)}``; the reason is one of ``LEFT_BY_RULE``, or ``"fused experts"`` or
-        ``"not a linear"`` for what pruning should reach and does not.
+        ``{name inside the model: (weights, reason)}``; the reason is one of ``matrices.BY_RULE``, or says why pruning does
+        not reach what it should. Outside the blocks only a list of other layers counts.
     """
-    pruned = {id(linear.weight) for linear in all_linears(model).values()}
     found = {}
     for prefix, block in blocks(model).items():
-        for name, parameter in block.named_parameters():
-            if parameter.ndim < 2 or id(parameter) in pruned or name.endswith("bias"):
-                continue
-            owner = block.get_submodule(name.rpartition(".")[0])
-            path = name.rpartition(".")[0]
-            if _routes(path, parameter.shape):
-                reason = "router"
-            elif isinstance(owner, nn.modules.conv._ConvNd) or "conv" in type(owner).__name__.lower():
-                reason = "convolution"
-            elif isinstance(owner, nn.Embedding):
-                reason = "embedding"
-            else:
-                reason = "fused experts" if parameter.ndim == 3 else "not a linear"
-            found[f"{prefix}.{name}"] = (parameter.numel(), reason)
+        found |= {f"{prefix}.{name}": (size, reason) for name, size, reason in matrices.dense(block)}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    owner, stack = _decoder(model)
+    for child in owner.children():  # other layers that the decoder calls in between
+        if isinstance(child, nn.ModuleList) and child is not stack and not any(isinstance(e, nn.Linear) for e in child):
+            for parameter in child.parameters():
+                if parameter.ndim >= 2:
+                    found[names[id(parameter)]] = (parameter.numel(), "layer outside the blocks")
     return found
 
 
@@ -129,12 +136,15 @@ def fingerprint(model: nn.Module) -> str:
 
 def placeholder_ids(model: nn.Module) -> dict[int, int]:
     """Read from the model's configuration which token ids stand for images, video and audio: ``{id: modality}``."""
+    config = speaker(model).config
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
     found = {}
-    for kind, modality in PLACEHOLDERS.items():
-        for attribute in (f"{kind}_token_id", f"{kind}_token_index"):
-            identifier = getattr(model.config, attribute, None)
-            if isinstance(identifier, int) and identifier >= 0:
-                found[identifier] = modality
+    for part in reversed([part for part in parts if part is not None]):  # the whole model's word counts most
+        for kind, modality in PLACEHOLDERS.items():
+            for attribute in (f"{kind}_token_id", f"{kind}_token_index"):
+                identifier = getattr(part, attribute, None)
+                if isinstance(identifier, int) and identifier >= 0:
+                    found[identifier] = modality
     return found
 
 
@@ -152,8 +162,23 @@ def modality(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     codes = torch.full_like(ids, TEXT, dtype=torch.int8)
     for identifier, code in placeholder_ids(model).items():
         codes[ids == identifier] = code
+    for name, code in MASKS.items():
+        mark = batch.get(name)
+        if isinstance(mark, Tensor) and mark.shape == ids.shape:
+            codes[mark > 0 if name.endswith("mask") else mark >= 0] = code
     mask = batch.get("attention_mask")
     return codes if mask is None else codes.masked_fill(mask == 0, PADDING)
+
+
+def media_inputs(batch: dict) -> dict[int, list[str]]:
+    """Return the names of the inputs that hold pictures, video or sound, by modality."""
+    sound = ("audio", "input_features", "input_values", "speech")
+    found: dict[int, list[str]] = {VISUAL: [], AUDIO: []}
+    for name, value in batch.items():
+        media = isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2
+        if (media and not name.endswith(("_mask", "inputs_embeds"))) or name.startswith("pixel_values"):
+            found[AUDIO if any(part in name for part in sound) else VISUAL].append(name)
+    return found
 
 
 def to_model(model: nn.Module, sample: dict, number: int = 0) -> dict[str, Tensor]:
@@ -168,22 +193,21 @@ def to_model(model: nn.Module, sample: dict, number: int = 0) -> dict[str, Tenso
             f"Sample {number} is not a processor output: expected a tensor input_ids of shape (batch, tokens) "
             "(call the processor with return_tensors='pt')."
         )
-    device, dtype = model.get_input_embeddings().weight.device, model.dtype
+    device, dtype = speaker(model).get_input_embeddings().weight.device, model.dtype
     batch = {
         key: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
         for key, value in sample.items()
     }
-    present = {code for identifier, code in placeholder_ids(model).items() if (ids == identifier).any()}
-    media = {
-        VISUAL: [key for key in batch if key.startswith("pixel_values")],
-        AUDIO: [key for key in batch if key.startswith("input_features")],
-    }
+    codes = set(modality(model, batch).unique().tolist())
+    media = media_inputs(batch)
+    there = [code for code in (VISUAL, AUDIO) if code in codes]
     for code, keys in media.items():
         name = MODALITY_NAMES[code]
-        if keys and code not in present:
+        if keys and code not in codes and not any(key in batch for key in ELSEWHERE):
             raise UserError(
-                f"Sample {number} has {name} input ({keys[0]}) but no {name} token: its prompt lacks the placeholder."
+                f"Sample {number} has {name} input ({keys[0]}) but no {name} token: its prompt lacks the placeholder, or "
+                "the model's configuration reserves no token id for it."
             )
-        if code in present and not keys:
+        if code in there and not any(media.values()):
             raise UserError(f"Sample {number} has {name} tokens but no {name} input.")
     return batch

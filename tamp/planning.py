@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tamp import allocation, masks, models, plans, walk
+from tamp import allocation, masks, matrices, models, passes, plans, walk
 from tamp.errors import UserError
 from tamp.methods import name_of
 from tamp.recipe import Recipe
@@ -40,21 +40,21 @@ def plan(
     Raises:
         UserError: if a sample or a width does not fit.
     """
-    check_model(model, recipe.pattern, allow_partial)
+    check_model(model, allow_partial)
     seen = samples[slice(recipe.allocation_samples)] if samples and recipe.allocation_needs_samples else []
     if recipe.allocation_needs_samples and not seen:
         raise UserError(
             f"The allocation {name_of(recipe.allocation)!r} needs calibration samples and got none; "
             "make some with tamp.calibration_set(...)."
         )
-    with walk.undisturbed(model):
+    with passes.undisturbed(model):
         captured = walk.capture(model, seen, progress) if seen else []
         scores = score(model, captured, recipe, progress) if recipe.plans else None
-    return make_plan(model, scores, recipe)
+        return make_plan(model, scores, recipe, captured)
 
 
-def check_model(model: nn.Module, pattern: str | None, allow_partial: bool = False) -> dict[str, tuple[int, str]]:
-    """Check that the weights of a model are in memory, in floating point, fit a pattern, and are all of the decoder's.
+def check_model(model: nn.Module, allow_partial: bool = False) -> dict[str, tuple[int, str]]:
+    """Check that the weights of a model are numbers in memory, and are all of the decoder's.
 
     Returns:
         What stays dense, from :func:`tamp.models.left_out`.
@@ -62,24 +62,67 @@ def check_model(model: nn.Module, pattern: str | None, allow_partial: bool = Fal
     Raises:
         UserError: naming the matrix, if one does not; or if pruning would miss more than ``MOST_MISSED`` of the decoder.
     """
+    found = models.all_linears(model)
+    for name, linear in found.items():
+        _check_weight(name, linear)
+    _check_shared(model, found)
     left = models.left_out(model)
-    missed = {name: size for name, (size, reason) in left.items() if reason not in models.LEFT_BY_RULE}
-    reached = sum(linear.weight.numel() for linear in models.all_linears(model).values())
+    missed = {name: size for name, (size, reason) in left.items() if reason not in matrices.BY_RULE}
+    reached = sum(linear.weight.numel() for linear in found.values())
     share = sum(missed.values()) / (sum(missed.values()) + reached)
     if share > MOST_MISSED and not allow_partial:
+        largest = max(missed, key=missed.get)
         raise UserError(
-            f"{share:.1%} of the decoder's weights in {type(model).__name__} are not in linears, and tamp does not prune "
-            f"them yet ({len(missed)} tensors, such as {next(iter(missed))}). Pass allow_partial=True (--allow-partial) to "
+            f"{share:.1%} of the decoder's weights in {type(model).__name__} are in something that tamp does not prune "
+            f"({len(missed)} tensors, such as {largest}: {left[largest][1]}). Pass allow_partial=True (--allow-partial) to "
             "prune the rest alone."
         )
-    for name, linear in models.all_linears(model).items():
-        if linear.weight.is_meta:
-            raise UserError(f"The weight of {name} is not in memory (meta device); load the model onto one device.")
-        if not linear.weight.is_floating_point():
-            raise UserError(f"The weight of {name} is {linear.weight.dtype}: prune before quantizing.")
-        if pattern and linear.in_features % (m := masks.parse_pattern(pattern)[1]):
-            raise UserError(f"Pattern {pattern} needs widths divisible by {m}; {name} has {linear.in_features} inputs.")
     return left
+
+
+def check_pattern(found: Mapping[str, matrices.Matrix], pattern: str | None) -> None:
+    """Check that the widths of matrices are whole numbers of groups.
+
+    Raises:
+        UserError: naming the matrix whose width is not.
+    """
+    m = masks.parse_pattern(pattern)[1] if pattern else 1
+    for name, linear in found.items():
+        if linear.in_features % m:
+            raise UserError(f"Pattern {pattern} needs widths divisible by {m}; {name} has {linear.in_features} inputs.")
+
+
+def _check_weight(name: str, linear: matrices.Matrix) -> None:
+    """Check that a weight can be written: a plain parameter in memory, in floating point of at least 16 bits."""
+    if linear.parameter not in linear.module._parameters:
+        raise UserError(
+            f"The weight of {name} is computed from other tensors (a parametrization, or a mask of torch.nn.utils.prune), "
+            "so what pruning writes into it would be lost. Make it permanent first: torch.nn.utils.prune.remove or "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
+    weight = linear.module._parameters[linear.parameter]
+    if weight.is_meta:
+        raise UserError(f"The weight of {name} is not in memory (meta device); load the model onto one device.")
+    if not weight.is_floating_point() or weight.itemsize < 2 or type(weight.data) is not Tensor:
+        kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__
+        raise UserError(f"The weight of {name} is {kind}: prune before quantizing.")
+
+
+def _check_shared(model: nn.Module, found: Mapping[str, matrices.Matrix]) -> None:
+    """Check that no two matrices are one and the same weight, nor a matrix and something outside the blocks."""
+    owners: dict[tuple, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.ndim >= 2:
+            owners.setdefault((parameter.data_ptr(), parameter.shape), []).append(name)
+    for name, linear in found.items():
+        parameter = linear.module._parameters[linear.parameter]
+        own = name.partition("[")[0] if linear.expert is not None else f"{name}.{linear.parameter}"
+        others = [other for other in owners[parameter.data_ptr(), parameter.shape] if other != own]
+        if others:
+            raise UserError(
+                f"{own} and {others[0]} are one weight, which would be pruned twice, or beside its purpose; tamp does not "
+                "prune models that share the weights of their blocks."
+            )
 
 
 @torch.no_grad()
@@ -102,6 +145,8 @@ def score(model: nn.Module, captured: Sequence[walk.Captured], recipe: Recipe, p
     seen = walk.copies(captured[slice(recipe.allocation_samples)]) if recipe.allocation_needs_samples else []
     scores = {}
     for step in walk.walk(model, seen, progress=progress, description="score"):
+        if rule.looks_at == "activations" and seen and not any(sample.calls[step.position] for sample in seen):
+            raise step.not_reached()
         found = rule.score(step, recipe.options)
         for name in step.linears:
             if name not in found:
@@ -113,16 +158,26 @@ def score(model: nn.Module, captured: Sequence[walk.Captured], recipe: Recipe, p
     return scores
 
 
-def make_plan(model: nn.Module, scores: Mapping[str, float] | None, recipe: Recipe) -> plans.Plan:
+def make_plan(
+    model: nn.Module,
+    scores: Mapping[str, float] | None,
+    recipe: Recipe,
+    captured: Sequence[walk.Captured] = (),
+) -> plans.Plan:
     """Make a plan from scores.
 
     Args:
         model: the dense model.
         scores: ``{name inside the model: score}``, or None for the same share everywhere.
         recipe: sparsity, pattern and the allocation's options.
+        captured: calibration samples; matrices that their blocks never call are not in the plan.
     """
-    sizes = {name: linear.weight.numel() for name, linear in models.all_linears(model).items()}
-    per_block = [len(models.linears(block)) for block in models.blocks(model).values()]
+    found = walk.reached(model, captured)
+    if scores is not None:
+        found = {name: linear for name, linear in found.items() if name in scores}
+    check_pattern(found, recipe.pattern)
+    sizes = {name: linear.weight.numel() for name, linear in found.items()}
+    per_block = [sum(name.startswith(f"{block}.") for name in sizes) for block in models.blocks(model)]
     ordered = None if scores is None else [scores[name] for name in sizes]
     cap = recipe.options.get("das_cap")
     return plans.Plan(
@@ -159,6 +214,7 @@ def share_out(sizes: list[int], per_block: list[int], scores: list[float] | None
         groups = per_block if rule.by_block(options) else [1] * len(sizes)
         ends = itertools.accumulate(groups)
         parts = [slice(end - each, end) for end, each in zip(ends, groups)]
+        parts = [part for part in parts if part.stop > part.start]
         means = [sum(scores[part]) / len(scores[part]) for part in parts]
         totals = [sum(sizes[part]) for part in parts]
         drops = []

@@ -11,11 +11,13 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from tamp import criteria, masks, models, planning, plans, walk
+from tamp import criteria, masks, models, passes, planning, plans, selection, walk
+from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
 from tamp.recipe import Recipe
@@ -59,8 +61,7 @@ def prune(
             that leaves the model partly pruned says so in a note.
     """
     blocks = models.blocks(model)
-    linears = models.all_linears(model)
-    left_out = planning.check_model(model, recipe.pattern, allow_partial)
+    left_out = planning.check_model(model, allow_partial)
     if plan is not None:
         recipe = _under(plan, recipe, model)
     needed = recipe.needs_samples if plan is None else recipe.rules[2].statistic is not None
@@ -71,7 +72,7 @@ def prune(
         )
     watch = Stopwatch(next(model.parameters()).device)
     pruned = 0
-    with walk.undisturbed(model):
+    with passes.undisturbed(model):
         try:
             captured: list[walk.Captured] = []
             if needed:
@@ -82,25 +83,35 @@ def prune(
                 if recipe.plans:
                     with watch("allocate"):
                         scores = planning.score(model, captured, recipe, progress)
-                plan = planning.make_plan(model, scores, recipe)
+                plan = planning.make_plan(model, scores, recipe, captured)
+            linears = walk.reached(model, captured)
+            planning.check_pattern(linears, recipe.pattern)
+            left_out |= {
+                name: (linear.weight.numel(), "never called")
+                for name, linear in models.all_linears(model).items()
+                if name not in linears
+            }
             drops = dict(zip(plan.linears, plan.drops))
-            rows = []
+            rows, pooled, unread = [], [], 0
             attention = recipe.rules[1].looks_at == "attention" and bool(captured)
             for step in walk.walk(
                 model, captured, attention=attention, change=True, progress=progress, description="prune"
             ):
                 with watch("calibrate"):
-                    statistics, kept = collect(step, recipe)
+                    collected = collect(step, recipe)
                 pruned = step.position + 1
                 with watch("prune"):
                     for name, linear in step.linears.items():
-                        prune_linear(linear, statistics.get(name), drops[f"{step.name}.{name}"], recipe)
+                        prune_linear(linear, collected.statistics.get(name), drops[f"{step.name}.{name}"], recipe)
                 with watch("replay"):
                     error = step.replay()
                 rows += [
-                    {"block": step.position, "linear": name, "kept": kept.get(name), "error": error}
+                    {"block": step.position, "linear": name, "kept": collected.kept.get(name), "error": error}
                     for name in step.linears
                 ]
+                pooled += [f"{step.name}.{name}" for name in collected.pooled]
+                unread += collected.unread
+            check_end(model, captured)
         except BaseException as error:
             if pruned:
                 error.add_note(
@@ -118,6 +129,8 @@ def prune(
         seconds=dict(watch.seconds),
         peak_memory=peak_memory(watch.device),
         left_out=left_out,
+        pooled=tuple(pooled),
+        unread=unread,
         model=models.name_of(model),
     )
 
@@ -153,15 +166,29 @@ class Stopwatch:
         self.seconds[phase] += time.perf_counter() - start
 
 
-def collect(step: walk.Step, recipe: Recipe) -> tuple[dict, dict[str, float]]:
+@dataclass(frozen=True)
+class Collected:
+    """What the samples say about one block.
+
+    Attributes:
+        statistics: accumulator per matrix.
+        kept: mean number of tokens that counted, per matrix and row.
+        pooled: experts that too few tokens reached, which use the statistic of all experts in their tensor.
+        unread: whether the rule looks at attention, and the block's cannot be read, so that all tokens counted.
+    """
+
+    statistics: dict
+    kept: dict[str, float]
+    pooled: list[str]
+    unread: bool
+
+
+def collect(step: walk.Step, recipe: Recipe) -> Collected:
     """Run a dense block on every sample and gather what the criterion needs of the tokens that count.
 
     Args:
         step: the block, not pruned yet.
         recipe: tokens and criterion.
-
-    Returns:
-        (accumulator per matrix, mean number of tokens that counted per matrix and row).
 
     Raises:
         UserError: if no token counts for a matrix.
@@ -170,16 +197,17 @@ def collect(step: walk.Step, recipe: Recipe) -> tuple[dict, dict[str, float]]:
     if not step.samples or not criterion.statistic:
         for _ in step:  # the dense outputs are needed for the error all the same
             pass
-        return {}, {}
+        return Collected({}, {}, [], False)
     statistics = {
         name: criterion.statistic(linear.in_features, linear.weight.device) for name, linear in step.linears.items()
     }
     waiting: list[walk.Row] = []
     entries = rows = 0
+    unread = False
 
     def add() -> None:
         for row, chosen in zip(waiting, rule.choose(waiting, recipe.options)):
-            criteria.add(statistics, row.inputs, chosen if chosen.ndim == 2 else [chosen] * len(row.inputs))
+            criteria.add(statistics, row.inputs, selection.by_matrix(row, chosen))
 
     number = None
     for row in step:
@@ -187,21 +215,26 @@ def collect(step: walk.Step, recipe: Recipe) -> tuple[dict, dict[str, float]]:
             add()
             waiting, entries = [], 0
         waiting.append(row)
-        entries += len(row.outputs) * len(row.codes) ** 2
+        entries += sum(len(output) ** 2 for output in row.outputs.values())
         number = row.sample
         rows += 1
+        unread |= rule.looks_at == "attention" and row.attention is None
+    if not rows:
+        raise step.not_reached()
     if waiting:
         add()
+    kept = {name: statistic.count / rows for name, statistic in statistics.items()}
+    pooled = criteria.pool(statistics)
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:
         raise UserError(
             f"No calibration token counts for {empty[0]} of block {step.position}: "
             f"tokens={name_of(recipe.tokens)!r} selected none in any sample."
         )
-    return statistics, {name: statistic.count / rows for name, statistic in statistics.items()}
+    return Collected(statistics, kept, pooled, unread)
 
 
-def prune_linear(linear: nn.Linear, statistic, drop: int, recipe: Recipe) -> None:
+def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe) -> None:
     """Prune one matrix in place.
 
     Args:

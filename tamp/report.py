@@ -4,6 +4,7 @@ import contextlib
 import functools
 import platform
 import resource
+import statistics
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +55,8 @@ class Report:
         model: name or path of the model.
         left_out: parameters of the decoder's blocks that stay dense, ``{name: (weights, reason)}``, see
             :func:`tamp.models.left_out`.
+        pooled: experts that too few tokens reached, pruned by the statistic of all experts in their tensor.
+        unread: blocks whose attention cannot be read, so that AMIA counted all tokens.
     """
 
     recipe: Recipe
@@ -65,6 +68,8 @@ class Report:
     peak_memory: int
     model: str
     left_out: dict[str, tuple[int, str]]
+    pooled: tuple[str, ...] = ()
+    unread: int = 0
 
     @property
     def coverage(self) -> float:
@@ -88,6 +93,8 @@ class Report:
             "weights": sum(self.plan.sizes),
             "coverage": self.coverage,
             "left_out": {name: {"weights": size, "reason": reason} for name, (size, reason) in self.left_out.items()},
+            "pooled": list(self.pooled),
+            "unread": self.unread,
             "samples": self.samples,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
             "peak_memory_bytes": self.peak_memory,
@@ -102,6 +109,19 @@ class Report:
         said = ", ".join(f"{reason} ({size:,})" for reason, size in totals.items())
         return f"; dense stay: {said}" if said else ""
 
+    def _said(self) -> str:
+        """Describe experts, and blocks whose attention could not be read, a line each."""
+        said = ""
+        experts = [row["kept"] * self.samples for row in self.rows if "[" in row["linear"]]
+        if experts and self.samples:
+            said += (
+                f"{len(experts)} experts' matrices; tokens that counted for each: least {min(experts):,.0f}, median "
+                f"{statistics.median(experts):,.0f}; {len(self.pooled)} with too few use the statistic of all experts\n"
+            )
+        if self.unread:
+            said += f"all tokens counted in {self.unread} blocks whose attention cannot be read\n"
+        return said
+
     def __str__(self) -> str:
         spent = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
         whole = self.table.assign(**{name: self.table[name] * self.table["weights"] for name in ("asked", "got")})
@@ -115,7 +135,7 @@ class Report:
             f"{sum(self.plan.sizes):,} weights are zero; they are {self.coverage:.1%} of the decoder's matrices"
             f"{self._dense()}\n"
             f"{table.to_string(float_format='{:.3f}'.format, na_rep='-')}\n"
-            f"{self.samples} samples; {spent}; peak memory {self.peak_memory / 2**20:,.0f} MiB"
+            f"{self._said()}{self.samples} samples; {spent}; peak memory {self.peak_memory / 2**20:,.0f} MiB"
         )
 
 

@@ -4,14 +4,13 @@ An allocation scores the matrices of one block at a time (:class:`tamp.walk.Step
 of a sum, which depend on the number of threads, do not decide about weights.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from tamp import allocation, criteria, diversity, models, walk
+from tamp import allocation, criteria, diversity, models, passes, selection, walk
 from tamp.errors import UserError
 from tamp.methods import Allocation, Option
 
@@ -37,19 +36,41 @@ def das(step: walk.Step, options: Mapping) -> dict[str, float]:
         units = map(diversity.unit, outputs)
         return torch.stack([diversity.positive_similarities(each @ each.T, codes, pairs) for each in units])
 
-    values = []  # per row of every sample: (matrices, terms)
+    values: dict[str, list[Tensor]] = {name: [] for name in step.linears}  # per matrix: a number per row that has one
     for row in step:
-        outputs, codes = list(row.outputs.values()), row.codes
-        if row.padded:
-            outputs, codes = [output[codes >= 0] for output in outputs], codes[codes >= 0]
-        values.append(terms(outputs, codes))
-        names = list(row.outputs)
-    diverse = 1 - torch.stack(values)  # (rows, matrices, terms)
-    per_row = diverse.nanmean(-1) * len(pairs)  # the mean over defined terms, times their nominal number
-    scores = [max(round(score, 6), 0.0) for score in per_row.double().nanmean(0).tolist()]
-    if any(math.isnan(score) for score in scores):
+        for names, places in row.groups():
+            outputs, codes = [row.outputs[name] for name in names], row.codes_at(places)
+            if row.padded:
+                outputs, codes = [output[codes >= 0] for output in outputs], codes[codes >= 0]
+            diverse = 1 - terms(outputs, codes)  # (matrices, terms)
+            # the mean over defined terms, times their nominal number
+            for name, value in zip(names, (diverse.nanmean(-1) * len(pairs)).unbind()):
+                values[name].append(value)
+    scores = {
+        name: max(round(torch.stack(found).double().nanmean().item(), 6), 0.0) if found else math.nan
+        for name, found in values.items()
+    }
+    return filled(scores)
+
+
+def filled(scores: dict[str, float]) -> dict[str, float]:
+    """Give matrices without a score of their own, such as experts that no token reached, the mean of their likes.
+
+    These are the experts in the same tensor, or else all matrices of the block.
+
+    Raises:
+        UserError: if no matrix of the block has a score.
+    """
+    known = {name: score for name, score in scores.items() if not math.isnan(score)}
+    if not known:
         raise UserError("DAS compares tokens with each other, and no calibration sample has two of them.")
-    return dict(zip(names, scores))
+    found = {}
+    for name in scores:
+        tensor = name.partition("[")[0]
+        like = [score for other, score in known.items() if "[" in name and other.partition("[")[0] == tensor]
+        like = like or list(known.values())
+        found[name] = known.get(name, round(sum(like) / len(like), 6))
+    return found
 
 
 def owl(step: walk.Step, options: Mapping) -> dict[str, float]:
@@ -65,7 +86,8 @@ def owl(step: walk.Step, options: Mapping) -> dict[str, float]:
         name: criteria.MeanSquare(linear.in_features, linear.weight.device) for name, linear in step.linears.items()
     }
     for row in step:
-        criteria.add(squares, row.inputs, [row.codes >= 0] * len(row.inputs))
+        criteria.add(squares, row.inputs, selection.by_matrix(row, row.codes >= 0))
+    criteria.pool(squares)
     metrics = [criteria.wanda(linear.weight, squares[name].value()) for name, linear in step.linears.items()]
     entries = sum(metric.numel() for metric in metrics)
     bound = options["owl_threshold"] * sum(metric.sum(dtype=torch.float64) for metric in metrics) / entries
@@ -111,26 +133,10 @@ def ecoflap(step: walk.Step, options: Mapping) -> dict[str, float]:
     weights = [linear.weight for linear in step.linears.values()]
     slopes = []
     for number, sample in enumerate(step.samples):
-        with skipped(before, sample.returned):
+        with passes.replaced(before, lambda *_, returned=sample.returned: returned):
             quotient = slope(step.model, sample.source, weights, options["ecoflap_step"], (step.position, number))
         slopes.append(abs(quotient))
     return dict.fromkeys(step.linears, float(f"{sum(slopes) / len(slopes):.6g}"))
-
-
-@contextlib.contextmanager
-def skipped(stack: Sequence[nn.Module], output: Tensor | tuple | None) -> Iterator[None]:
-    """Skip blocks in forward passes: each returns ``output``, what the last of them returned before, without computing."""
-    own = [vars(block).get("forward") for block in stack]  # of the instance, as offloading sets it
-    try:
-        for block in stack:
-            block.forward = lambda *args, **kwargs: output
-        yield
-    finally:
-        for block, forward in zip(stack, own):
-            if forward:
-                block.forward = forward
-            else:
-                del block.forward
 
 
 @torch.no_grad()
@@ -173,9 +179,11 @@ def text_loss(model: nn.Module, sample: dict) -> Tensor:
     if not asked.any():
         raise UserError("ECoFLaP needs text to predict, and a calibration sample has none.")
     asking = nn.functional.pad(asked, (0, 1))  # (B, T), the tokens before those: no other logits are computed
-    head = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][asking],))
-    with walk.hooks(head):
-        logits = model(**batch, use_cache=False).logits.float()  # (asked, vocabulary)
+    head = (
+        models.speaker(model).get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][asking],))
+    )
+    with passes.hooks(head):
+        logits = models.speaker(model)(**batch, use_cache=False).logits.float()  # (asked, vocabulary)
     return nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked])
 
 

@@ -273,18 +273,65 @@ def amia(
     return amia_batch(batch, neighbours=neighbours, threshold=threshold, within=within, at_least=at_least)[0][0]
 
 
+def by_matrix(row, chosen: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Say for every matrix of a row which of the tokens it saw count.
+
+    Args:
+        row: a :class:`tamp.walk.Row`.
+        chosen: (T,) bool over the sequence, (matrices, T) bool, or already a mask per matrix by name.
+
+    Returns:
+        ``{name: (t,) bool}``. Tokens that are not of the sequence always count.
+    """
+    if isinstance(chosen, Mapping):
+        return chosen
+    if chosen.ndim == 2:
+        return {
+            name: mask if name not in row.places else _at(mask, row.places[name])
+            for name, mask in zip(row.inputs, chosen)
+        }
+    masks = {}
+    for names, places in row.groups():
+        masks |= dict.fromkeys(names, chosen if places is None else _at(chosen, places))
+    return masks
+
+
+def _at(chosen: Tensor, places: Tensor) -> Tensor:
+    """Look up which tokens count at some positions (t,), -1 for what is not of the sequence."""
+    return (places < 0) | chosen[places.clamp(min=0)]
+
+
 def _each(select: Callable) -> Callable:
     """Return the rule for many rows that applies a rule to each."""
     return lambda rows, options: [select(row, options) for row in rows]
 
 
-def _amia(rows: Sequence, options: Mapping) -> list[Tensor]:
-    return amia_batch(
-        [(list(row.outputs.values()), row.attention, row.codes) for row in rows],
-        neighbours=options["amia_neighbours"],
-        threshold=options["amia_threshold"],
-        within=options["amia_similarity"],
-    )
+def _amia(rows: Sequence, options: Mapping) -> list[dict[str, Tensor]]:
+    """Choose for every matrix of every row. Where the attention cannot be read, all tokens count, and so does what is not of
+    the sequence."""
+    chosen: list[dict[str, Tensor]] = [{} for _ in rows]
+    whole, routed = [], []  # (row, matrices, positions): sets of about the same length are picked together
+    for number, row in enumerate(rows):
+        for names, places in row.groups():
+            if row.attention is None or (places is not None and bool((places < 0).any())):
+                chosen[number] |= dict.fromkeys(names, everything(row.codes_at(places)))
+            else:
+                (whole if places is None else routed).append((number, names, places))
+    for sets in filter(None, (whole, routed)):
+        asked = []
+        for number, names, places in sets:
+            row = rows[number]
+            attention = row.attention if places is None else row.attention[places]
+            asked.append(([row.outputs[name] for name in names], attention, row.codes_at(places)))
+        picks = amia_batch(
+            asked,
+            neighbours=options["amia_neighbours"],
+            threshold=options["amia_threshold"],
+            within=options["amia_similarity"],
+        )
+        for (number, names, _), picked in zip(sets, picks):
+            chosen[number] |= dict(zip(names, picked))
+    return chosen
 
 
 TOKENS = {

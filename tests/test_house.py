@@ -15,10 +15,14 @@ CORE = (
     "masks",
     "criteria",
     "diversity",
+    "matrices",
+    "passes",
     "models",
     "selection",
     "allocation",
     "attention",
+    "watching",
+    "captured",
     "walk",
     "scores",
     "recipe",
@@ -103,7 +107,7 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_the_core_stays_small():
     lines = sum(len(MODULES[f"tamp.{name}"].read_text().splitlines()) for name in CORE)
-    assert lines <= 3400
+    assert lines <= 4400  # a third of it is what models do differently: matrices, watching, captured
 
 
 HEAVY = ("matplotlib", "pandas", "seaborn", "torchvision", "tamp.worlds", "tamp.videollama2", "tamp.evaluation")
@@ -123,7 +127,7 @@ def test_what_an_import_loads(code, absent):
 
 
 def test_the_walk_is_the_only_loop_over_blocks():
-    """No file but the walk runs blocks itself: there is one place for off-loading, resuming and odd families."""
+    """No file but the walk runs blocks itself, and the proof that it may: there is one place for odd families."""
     for name, path in MODULES.items():
-        if name not in ("tamp.walk",) and name.startswith("tamp."):
-            assert "matrix_tokens(" not in path.read_text() and ".call(" not in path.read_text(), name
+        if name.startswith("tamp.") and name not in ("tamp.walk", "tamp.watching", "tamp.captured"):
+            assert "matrix_tokens(" not in path.read_text() and ".run(block" not in path.read_text(), name

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import families
 import pytest
 import tiny
 import torch
@@ -114,21 +115,16 @@ def test_files_that_do_not_fit_the_model_are_refused_and_the_tensor_named(damage
     assert "layers.2.mlp.up_proj.weight" in str(error.value)
 
 
-def mixtral():
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**tiny.TEXT, num_local_experts=4)).eval()
-
-
-def test_fused_experts_are_refused_with_their_share_unless_they_may_be_left_out(tmp_path):
-    samples = [tiny.sample(tiny.tokens(9, 1))]
+@pytest.mark.parametrize("family", ["dbrx", "jetmoe", "step3p7", "idefics"])
+def test_weights_that_pruning_does_not_reach_are_refused_with_their_share_unless_they_may_be_left_out(family, tmp_path):
     recipe = tamp.Recipe.preset("wanda")
     for call in (tamp.prune, tamp.plan):
-        with pytest.raises(UserError, match=r"8\d\.\d% of the decoder.*experts\.gate_up_proj.*allow_partial"):
-            call(mixtral(), samples, recipe, progress=False)
-    model = mixtral()
+        model, samples = families.build(family)
+        with pytest.raises(UserError, match=r"\d\d\.\d% of the decoder.*allow_partial"):
+            call(model, samples, recipe, progress=False)
     report = tamp.prune(model, samples, recipe, progress=False, allow_partial=True)
-    assert report.sparsity == pytest.approx(0.5, abs=1e-4) and 0.1 < report.coverage < 0.2
-    assert "fused experts" in str(report) and "router" in str(report)
-    assert all((block.mlp.gate.weight != 0).all() for block in model.model.layers), "routers stay dense"
+    assert report.sparsity == pytest.approx(0.5, abs=1e-3) and report.coverage < 0.7
+    assert "dense stay" in str(report)
     tamp.save(model, None, tmp_path / "pruned", report=report)
     written = tamp.verify(tmp_path / "pruned")["report"]
     assert written["coverage"] == report.coverage and written["left_out"].keys() == report.left_out.keys()

@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_pruning import EVERY, run
 
-from tamp import allocation, diversity, models, planning, pruning, scores, walk
+from tamp import allocation, diversity, models, passes, planning, pruning, scores, walk
 from tamp.recipe import Recipe
 
 
@@ -16,7 +16,7 @@ def test_das_scores_are_the_diversity_of_dense_outputs(family):
     model, samples = tiny.build(family)
     seen: dict[str, list] = {}
     handles = [
-        linear.register_forward_hook(lambda m, i, o, name=name: seen.setdefault(name, []).append(o[0]))
+        linear.module.register_forward_hook(lambda m, i, o, name=name: seen.setdefault(name, []).append(o[0]))
         for name, linear in models.all_linears(model).items()
     ]
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_owl_counts_the_outliers_of_a_constructed_block():
     model.block = block
 
     def step():
-        sample = walk.Captured(hidden, [{}], torch.tensor([[0, 2, -1]]), source={}, padded=True)
+        sample = walk.Captured(hidden, [((), {})], torch.tensor([[0, 2, -1]]), source={}, padded=True)
         return walk.Step(model, 0, "block", [sample], attention=False, keep=False)
 
     recipe = Recipe.preset("owl")  # mean |W| over 16 entries is 10.19: above 51.0 is one entry, above 2 x 10.19 two
@@ -171,11 +171,11 @@ def test_ecoflap_scores_are_the_mean_slopes_of_whole_forward_passes_but_compute_
                 abs(scores.slope(model, sample, weights, step, (position, n))) for n, sample in enumerate(samples)
             ]
             expected += [float(f"{sum(slopes) / len(slopes):.6g}")] * len(weights)
-        firsts = [next(iter(models.linears(block).values())) for block in stack]
+        firsts = [next(iter(models.linears(block).values())).module for block in stack]
         handles = [
             linear.register_forward_hook(lambda module, *_: ran.append(firsts.index(module))) for linear in firsts
         ]
-        with walk.hooks(*handles):
+        with passes.hooks(*handles):
             found = planning.score(model, captured, recipe, progress=False)
     assert list(found.values()) == expected and all(expected)
     for position in range(len(stack)):  # twice per block that is moved up to this one, and once to go on
@@ -183,11 +183,11 @@ def test_ecoflap_scores_are_the_mean_slopes_of_whole_forward_passes_but_compute_
     assert not any("forward" in vars(block) for block in stack)
 
 
-def test_skipped_blocks_have_their_own_forward_again_after_an_exception():
+def test_replaced_blocks_have_their_own_forward_again_after_an_exception():
     model, samples = tiny.build("llama")
     first, second = list(models.blocks(model).values())[:2]
     second.forward = offloaded = second.forward  # an instance's own, as offloading sets it
-    with pytest.raises(KeyboardInterrupt), scores.skipped([first, second], torch.zeros(1)):
+    with pytest.raises(KeyboardInterrupt), passes.replaced([first, second], lambda *_: torch.zeros(1)):
         assert first(None) == second(None) == 0
         raise KeyboardInterrupt
     assert "forward" not in vars(first) and second.forward is offloaded

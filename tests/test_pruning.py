@@ -126,7 +126,7 @@ def by_hand(model, samples, tokens: str, sparsity: float) -> list[torch.Tensor]:
     for position, block in enumerate(models.blocks(model).values()):
         seen: dict[str, list] = {name: [] for name in models.linears(block)}
         handles = [
-            linear.register_forward_hook(lambda m, i, o, rows=seen[name]: rows.append((i[0][0], o[0])))
+            linear.module.register_forward_hook(lambda m, i, o, rows=seen[name]: rows.append((i[0][0], o[0])))
             for name, linear in models.linears(block).items()
         ]
         through: list[tuple] = []  # what enters and leaves the block
@@ -259,7 +259,7 @@ def test_a_missing_modality_ends_with_a_defined_result(cut):
 @pytest.mark.parametrize("preset", ["wanda", "tamp", "sparsegpt"])
 def test_activations_that_are_not_finite_name_block_linear_and_sample(bad, preset):
     model, samples = tiny.build("llama")
-    linear = models.linears(list(models.blocks(model).values())[1])["mlp.up_proj"]
+    linear = models.linears(list(models.blocks(model).values())[1])["mlp.up_proj"].module
     linear.bias = torch.nn.Parameter(torch.full((48,), bad))
     with pytest.raises(UserError, match=r"Block 1, sample 0: the output of mlp\.up_proj holds NaN") as error:
         pruning.prune(model, samples, Recipe.preset(preset, allocation="uniform"), progress=False)

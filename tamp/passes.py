@@ -1,0 +1,68 @@
+"""Running a model, or part of one, and leaving no trace in it."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from torch import nn
+from tqdm.auto import tqdm
+
+
+class Done(Exception):
+    """Raised inside a hook to leave a forward pass whose rest is not needed."""
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Set a model to evaluation mode and run its modules uncompiled, so that hooks see them; restore both on leaving."""
+    training = [module for module in model.modules() if module.training]
+    compiled = [(module, call) for module in model.modules() if (call := module._compiled_call_impl) is not None]
+    model.eval()
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for module, call in compiled:
+            module._compiled_call_impl = call
+
+
+@contextlib.contextmanager
+def hooks(*handles) -> Iterator[None]:
+    """Remove hook handles on leaving, also after an exception."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def replaced(modules: Sequence[nn.Module], forward: Callable) -> Iterator[None]:
+    """Let modules compute something else.
+
+    Args:
+        modules: what to replace.
+        forward: ``f(position, original, args, kwargs)``, with a module's place in the list and what it computes by itself.
+    """
+    own = [vars(module).get("forward") for module in modules]  # of the instance, as offloading sets it
+
+    def stand_in(position: int, original: Callable) -> Callable:
+        return lambda *args, **kwargs: forward(position, original, args, kwargs)
+
+    try:
+        for position, module in enumerate(modules):
+            module.forward = stand_in(position, module.forward)
+        yield
+    finally:
+        for module, before in zip(modules, own):
+            if before:
+                module.forward = before
+            else:
+                vars(module).pop("forward", None)
+
+
+def steps(items: Iterable, description: str, progress: bool) -> Iterable:
+    """Wrap an iterable in a bar unless ``progress`` is off."""
+    return tqdm(items, desc=description, disable=not progress, leave=False)

@@ -1,0 +1,210 @@
+"""Every family that can be pruned is pruned as whole forward passes say, in any order of samples; others say why not."""
+
+import contextlib
+from collections import defaultdict
+
+import families
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import tamp
+from tamp import criteria, masks, models
+from tamp.errors import UserError
+from tamp.recipe import Recipe
+
+QUICK = (
+    "aria",  # experts stored transposed
+    "blip_2_opt",  # linears that see (tokens, in)
+    "cohere_compass",  # deep visual inputs and two kinds of attention
+    "ernie4_5_vl_moe",  # text and vision experts, each fed a part of the sequence
+    "falcon_h1",
+    "fuyu",
+    "gemma3",  # sliding windows
+    "gemma3n",  # several streams, keys and values shared between layers
+    "gemma4_moe",
+    "gpt2",  # weights stored transposed
+    "gpt_oss",  # biases of experts, sinks
+    "granite4_vision",
+    "kimi_k25",
+    "kosmos_2",
+    "lfm2_vl",
+    "llama4",  # experts fed the sequence laid out by expert
+    "llava_phi3",  # matrices defined in another order than called
+    "mistral_large4",  # blocks that pass more on than hidden states
+    "mllama",  # blocks left out for text alone
+    "nemotron_h_omni",  # blocks of one kind each, experts without a gate
+    "phi4_multimodal",
+    "qwen3_5_moe",  # recurrent layers
+    "qwen3_omni_moe_thinker",
+    "qwen3_vl",
+)
+REFUSED = {
+    "albert": "no list of 3 decoder blocks",
+    "bert": "is an encoder",
+    "blip_2_t5": "encoder-decoder",
+    "dbrx": "of the decoder's weights",
+    "florence2": "encoder-decoder",
+    "git": "no visual token",
+    "glm5_next": "of the decoder's weights",
+    "idefics": "of the decoder's weights",
+    "inkling2": "away from its own forward pass",
+    "inkling_mm_model": "of the decoder's weights",
+    "jetmoe": "of the decoder's weights",
+    "kyutai_speech_to_text": "not a processor output",
+    "longcat_flash": "of the decoder's weights",
+    "pix2struct": "encoder-decoder",
+    "step3p7": "of the decoder's weights",
+    "t5": "encoder-decoder",
+    "t5gemma2": "encoder-decoder",
+    "voxtral_realtime": "no audio token",
+    "zamba2": "are one weight",
+}
+SLOW = sorted(set(families.rows()) - set(QUICK) - set(REFUSED))
+EVERY = pytest.mark.parametrize("family", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+
+
+def pointer(tensor: torch.Tensor) -> int | None:
+    """Return where a tensor lies in memory; None for one of torch.func, which lies nowhere."""
+    with contextlib.suppress(RuntimeError):
+        return tensor.data_ptr()
+
+
+class Products(TorchFunctionMode):
+    """Adds up the squares of what is multiplied with some weights, wherever in a forward pass that happens."""
+
+    def __init__(self, weights: dict[str, torch.Tensor]):
+        super().__init__()
+        self.weights = {weight.data_ptr(): (name, weight) for name, weight in weights.items()}
+        self.squares, self.counts = defaultdict(float), defaultdict(int)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        for operand in args:
+            if isinstance(operand, torch.Tensor) and operand.ndim in (2, 3) and pointer(operand) in self.weights:
+                others = [other for other in args if isinstance(other, torch.Tensor) and other is not operand]
+                others += [other for other in (kwargs or {}).values() if isinstance(other, torch.Tensor)]
+                self.note(function.__name__, operand, others)
+        return function(*args, **(kwargs or {}))
+
+    def note(self, function: str, operand: torch.Tensor, others: list[torch.Tensor]) -> None:
+        if function not in ("linear", "matmul", "__matmul__", "mm", "bmm", "addmm"):
+            return
+        name, weight = self.weights[operand.data_ptr()]
+        names = [name] if operand.ndim == 2 else [n for n in self.names() if n.startswith(f"{name.partition('[')[0]}[")]
+        inputs = next(o for o in others if o.ndim > 1 and o.shape[-1] == weight.shape[1])
+        inputs = [inputs.reshape(-1, inputs.shape[-1])] if operand.ndim == 2 else inputs
+        for each, rows in zip(names, inputs):
+            self.squares[each] = self.squares[each] + rows.float().square().sum(0, dtype=torch.float64)
+            self.counts[each] += int((rows != 0).any(-1).sum())
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.weights.values()]
+
+
+def wanda_by_whole_passes(model, samples: list[dict], sparsity: float) -> dict[str, torch.Tensor]:
+    """Prune as the definition says: before every block the whole model, its earlier blocks pruned, runs on every sample."""
+    with contextlib.suppress(AttributeError, ValueError, KeyError):
+        model.set_experts_implementation("eager")
+    found = {}
+    for prefix, block in models.blocks(model).items():
+        matrices = models.linears(block)
+        products = Products({name: matrix.weight for name, matrix in matrices.items()})
+        with torch.no_grad(), products:
+            for sample in samples:
+                models.speaker(model)(**models.to_model(model, sample), use_cache=False)
+        for name, matrix in matrices.items():
+            square, few = products.squares[name], products.counts[name] < criteria.FEW
+            if "[" in name and few:
+                like = [each for each in matrices if each.partition("[")[0] == name.partition("[")[0]]
+                square = sum(products.squares[each] for each in like)
+            if isinstance(square, float):
+                continue  # never called
+            metric = matrix.weight.float().abs() * square.float().sqrt()
+            drop = round(matrix.weight.numel() * sparsity)
+            found[f"{prefix}.{name}"] = mask = masks.unstructured(metric, drop=drop)
+            with torch.no_grad():
+                matrix.weight.masked_fill_(mask, 0)
+    return found
+
+
+def zeros(model, names=None) -> dict[str, torch.Tensor]:
+    found = models.all_linears(model)
+    return {name: found[name].weight == 0 for name in names or found}
+
+
+def differing(one: dict, other: dict) -> int:
+    assert one.keys() == other.keys()
+    return sum(int((one[name] != other[name]).sum()) for name in one)
+
+
+def prune(model, samples, preset="wanda", **changes):
+    return tamp.prune(model, samples, Recipe.preset(preset, **changes), progress=False, allow_partial=True)
+
+
+@EVERY
+def test_wanda_prunes_what_whole_forward_passes_say(family):
+    model, samples = families.build(family)
+    report = prune(model, samples)
+    whole, _ = families.build(family)
+    expected = wanda_by_whole_passes(whole, samples, 0.5)
+    off = differing(zeros(model, report.plan.linears), {name: expected[name] for name in report.plan.linears})
+    assert off <= 4 * len(expected) ** 0.5, "more than ties that the last bits of a sum decide"
+
+
+EXPERTS = ("aria", "ernie4_5_vl_moe", "gpt_oss", "kimi_k25", "llama4", "nemotron_h_omni", "qwen3_omni_moe_thinker")
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_experts_are_pruned_by_the_tokens_routed_to_them(family, monkeypatch):
+    monkeypatch.setattr(criteria, "FEW", 1)  # pooled only where no token came
+    model, samples = families.build(family)
+    report = prune(model, samples)
+    whole, _ = families.build(family)
+    expected = wanda_by_whole_passes(whole, samples, 0.5)
+    assert differing(zeros(model, report.plan.linears), expected) <= 4 * len(expected) ** 0.5
+    experts = [row for row in report.rows if "[" in row["linear"]]
+    assert len(experts) > len(report.pooled) and all(row["got"] == 0.5 for row in experts)
+    kept = {row["kept"] for row in experts}
+    assert len(kept) > 2, "each has its own tokens"
+
+
+@EVERY
+def test_tamp_keeps_its_budget_and_touches_nothing_else(family):
+    for changes in ({}, {"pattern": "2:4"}):
+        model, samples = families.build(family)
+        before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+        report = prune(model, samples, "tamp", **changes)
+        assert report.sparsity == pytest.approx(0.5, abs=2e-3)
+        assert all(row["got"] == pytest.approx(row["asked"], abs=1e-9) for row in report.rows)
+        linears = models.all_linears(model)
+        reached = {id(linears[name].module._parameters[linears[name].parameter]) for name in report.plan.linears}
+        for name, tensor in model.named_parameters():
+            assert id(tensor) in reached or torch.equal(tensor, before[name]), name
+
+
+@EVERY
+def test_the_order_of_mixed_samples_does_not_matter(family):
+    found = []
+    for turn in (1, -1):
+        model, samples = families.build(family)
+        prune(model, samples[::turn])
+        found.append(zeros(model))
+    assert differing(*found) <= 4 * len(found[0]) ** 0.5
+
+
+@EVERY
+def test_half_precision_is_walked_too(family):
+    if family in ("inkling_mm_model",):
+        pytest.skip("parts of it must stay in float32")
+    model, samples = families.build(family, torch.bfloat16)
+    report = prune(model, samples, "tamp")
+    assert report.sparsity == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_cannot_be_pruned_right_is_refused_and_stays_as_it_was(family):
+    model, samples = families.build(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=REFUSED[family]):
+        tamp.prune(model, samples, Recipe.preset("wanda"), progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
