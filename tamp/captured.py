@@ -176,7 +176,7 @@ class _Recorder:
     """Watches how a model calls its blocks."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.stack = model, list(models.blocks(model).values())
+        self.model, self.decoder, self.stack = model, models.decoder(model), list(models.blocks(model).values())
         self._forms: dict[int, Tensor | tuple] = {}  # per block that was run: what it returned besides hidden states
 
     def record(self, batch: dict) -> Captured:
@@ -210,7 +210,7 @@ class _Recorder:
             nonlocal decoder_call
             decoder_call = args, kwargs
 
-        watch = models.decoder(self.model).register_forward_pre_hook(keep, with_kwargs=True)
+        watch = self.decoder.register_forward_pre_hook(keep, with_kwargs=True)
         with passes.hooks(watch), passes.replaced(self.stack, stand_in), contextlib.suppress(passes.Done):
             models.speaker(self.model)(**batch, use_cache=False)
         return Captured(

@@ -137,7 +137,7 @@ def _recipe(options: argparse.Namespace, **changes):
 
 def _prune_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
-    _recipe_arguments(parser, "allocation", "tokens", "criterion")
+    _recipe_arguments(parser, "allocation", "tokens", "criterion", "update")
     parser.add_argument(
         "--plan", help="a file written by `tamp plan`; it takes the place of sparsity, pattern, allocation"
     )

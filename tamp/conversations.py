@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from PIL import Image
 
@@ -43,8 +44,9 @@ def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128
         source: a shipped set, one of ``SETS``; a ``.jsonl`` or ``.json`` file; a folder saved by ``datasets``; or a list of
             processor outputs, which is taken as it is. A record of a file holds either ``conversations`` (LLaVA's format,
             turns ``{"from": "human" | "gpt", "value": ...}``, with a mark such as ``<video>`` where something belongs) or
-            ``question`` and ``answer``; beside them ``image``, ``video`` and ``audio``, or ``images``, ``videos`` and
-            ``audios`` (paths relative to the file). Or it holds just ``text``.
+            ``question`` and ``answer``, as in :func:`questions`; beside them ``image``, ``video`` and ``audio``, or
+            ``images``, ``videos`` and ``audios`` (paths relative to the file; for pictures what :func:`tamp.records.picture`
+            takes). Or it holds just ``text``.
         processor: of the model to prune.
         n: how many samples to draw; all of them if there are fewer.
         seed: of the draw; shipped sets make other questions for another seed.
@@ -53,11 +55,13 @@ def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128
         A list of processor outputs with tensors, one conversation each.
 
     Raises:
-        UserError: if there is no such set, it is empty, a record, a picture, a video, a sound or ``n`` is not right, or the
-            model does not take what is in it.
+        UserError: if there is no such set, it is empty, a record, a picture, a video, a sound, ``n`` or ``seed`` is not
+            right, or the model does not take what is in it.
     """
     if n < 1:
         raise UserError(f"A calibration set needs at least one sample, not n={n}.")
+    if seed < 0:
+        raise UserError(f"A seed is a whole number from 0 on, not {seed}.")
     if not isinstance(source, str | Path):
         samples = list(source)[:n]
         if not samples:
@@ -85,13 +89,16 @@ def questions(source: str | Path, n: int | None = None, seed: int = 0) -> list[Q
     """Make or read benchmark questions.
 
     Args:
-        source: a shipped set, or a ``.jsonl`` or ``.json`` file whose records hold ``question``, ``answer`` and, if they
-            like, ``task``, ``choices``, and ``image``, ``video`` and ``audio``, or several of each: ``images`` and so on.
+        source: a shipped set, a ``.jsonl`` or ``.json`` file, or a folder saved by ``datasets``. Records hold ``question``,
+            ``answer`` and, if they like, ``task``, ``choices``, and ``image``, ``video`` and ``audio``, or several of each:
+            ``images`` and so on. Several answers to one question, in a list (``answer`` or ``answers``), count as the most
+            frequent of them, the first in a tie. Blanks around answers and choices are taken off.
         n: how many; for a file None means all of it, for a shipped set 1000.
         seed: of shipped sets; a file's questions come in its own order.
 
     Raises:
-        UserError: if there is no such benchmark, or a record, picture, video or sound is not right.
+        UserError: if there is no such benchmark, or a record, picture, video or sound is not right: naming the record, if
+            its answer or a choice is empty, a choice occurs twice, or the answer is not among the choices.
     """
     if n is not None and n < 1:
         raise UserError(f"A benchmark needs at least one question, not {n}.")
@@ -99,24 +106,10 @@ def questions(source: str | Path, n: int | None = None, seed: int = 0) -> list[Q
         return _shipped(source, n or 1000, seed, "evaluation")
     made, opened = [], {}
     for record in records.read(source, "benchmark", SETS)[:n]:
-        if not {"question", "answer"} <= record.keys():
-            raise UserError(f"{source}, record {record['_number']}: a benchmark record needs 'question' and 'answer'.")
-        paths = str(records.named(record))
-        if paths not in opened:  # questions about one picture share it
-            opened[paths] = records.opened(record, Path(source))
-        answer = str(record["answer"])
-        choices = tuple(str(choice) for choice in record.get("choices", ()))
-        if choices and answer not in choices:
-            raise UserError(f"{source}, record {record['_number']}: the answer {answer!r} is not among its choices.")
-        made.append(
-            Question(
-                task=str(record.get("task", Path(source).stem)),
-                text=str(record["question"]),
-                answer=answer,
-                choices=choices,
-                **opened[paths],
-            )
-        )
+        names = str(records.named(record))
+        if names not in opened:  # questions about one picture share it
+            opened[names] = records.opened(record, Path(source))
+        made.append(records.question(record, Path(source).stem, opened[names]))
     return made
 
 
@@ -153,7 +146,7 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
         prompt: end where the answer begins.
 
     Raises:
-        UserError: if the processor has no chat template, or does not take the pictures, videos or sounds in the messages.
+        UserError: if the processor has no chat template, or it or its template does not take what is in the messages.
     """
     if isinstance(messages, str):
         return messages
@@ -168,7 +161,16 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
         messages = [
             {**message, "content": "\n".join(part["text"] for part in message["content"])} for message in messages
         ]
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    try:
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except jinja2.TemplateError as error:
+        raise UserError(f"The chat template does not take the conversation: {error}.") from error
+    if any(not isinstance(message["content"], str) and str(message["content"]) in text for message in messages):
+        raise UserError(
+            "The chat template is made for plain texts and writes a message's parts as a Python list: set "
+            "processor.chat_template to one that goes through the parts."
+        )
+    return text
 
 
 def process(processor, messages: list[dict[str, Any]] | str, prompt: bool = False) -> dict:
@@ -185,15 +187,23 @@ def encode(
 ) -> dict:
     """Call the processor on one rendered text and its media, without a second begin-of-text token.
 
+    Pictures go through :func:`tamp.records.picture`, whoever made them.
+
     Raises:
         UserError: if the processor does not take one of the media, or cannot read it.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     twice = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     settings = {"return_tensors": "pt", "add_special_tokens": not twice}
+    images = [records.picture(image) for image in images]
     given = {"images": images, "videos": videos, "audios": audios}
     media = {_argument(processor, kind): list(every) for kind, every in given.items() if every}
-    return processor(text=[text], **media, **settings)
+    try:
+        return processor(text=[text], **media, **settings)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a processor raises for a picture or a setting that it does not expect
+        raise UserError(f"{type(processor).__name__} does not take the conversation: {error}") from error
 
 
 def _argument(processor, kind: str) -> str:

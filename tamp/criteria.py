@@ -40,8 +40,8 @@ class MeanSquare:
 class Hessian:
     """Accumulates the mean over tokens of ``x x^T``, the Hessian of a linear's squared error up to a factor."""
 
-    def __init__(self, width: int, device: torch.device | str = "cpu"):
-        self.total = torch.zeros(width, width, dtype=torch.float64, device=device)
+    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64):
+        self.total = torch.zeros(width, width, dtype=dtype, device=device)
         self.count = 0
 
     def add(self, inputs: Tensor) -> Tensor:
@@ -202,6 +202,25 @@ def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor
         for name in others:
             statistics[name].total += part
             statistics[name].count = statistics[first].count
+
+
+def add_shared(statistics: dict, make: Callable, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
+    """Add the chosen tokens of every matrix's inputs to accumulators; matrices with the same input have one together.
+
+    Args:
+        statistics: accumulator per matrix, filled with the first tokens.
+        make: ``(width, device) -> accumulator``.
+        inputs: (T, in) per matrix.
+        chosen: (T,) bool per matrix.
+    """
+    seen: dict[tuple, str] = {}
+    for name, tensor in inputs.items():
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape), name)
+        if name not in statistics:
+            known = statistics.get(first)
+            statistics[name] = known if known is not None else make(tensor.shape[1], tensor.device)
+        if first == name or statistics[name] is not statistics[first]:
+            statistics[name].add(tensor if chosen[name].all() else tensor[chosen[name]])
 
 
 def pool(statistics: dict) -> list[str]:

@@ -108,3 +108,17 @@ class Criterion(Method):
 def name_of(method: str | Callable) -> str:
     """Return what a method is called in reports, plans and manifests: its name, or a function's qualified name."""
     return method if isinstance(method, str) else f"{method.__module__}.{method.__qualname__}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Method):
+    """What the kept weights do once the mask is chosen.
+
+    Attributes:
+        apply: ``(weight, mask, statistic, options) -> weight``, (out, in) each, with zeros where the mask is true; None to
+            leave the kept weights as they are.
+        statistic: ``(width, device) -> accumulator`` of the inputs.
+    """
+
+    apply: Callable | None
+    statistic: Callable | None = None

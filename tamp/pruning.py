@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tamp import criteria, masks, models, passes, planning, plans, selection, walk
+from tamp import criteria, masks, models, passes, planning, plans, selection, updates, walk
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
@@ -64,7 +64,7 @@ def prune(
     left_out = planning.check_model(model, allow_partial)
     if plan is not None:
         recipe = _under(plan, recipe, model)
-    needed = recipe.needs_samples if plan is None else recipe.rules[2].statistic is not None
+    needed = recipe.needs_samples if plan is None else recipe.collects
     if needed and not samples:
         raise UserError(
             f"{name_of(recipe.allocation)} + {name_of(recipe.criterion)} needs calibration samples and got none; "
@@ -102,7 +102,8 @@ def prune(
                 pruned = step.position + 1
                 with watch("prune"):
                     for name, linear in step.linears.items():
-                        prune_linear(linear, collected.statistics.get(name), drops[f"{step.name}.{name}"], recipe)
+                        drop = drops[f"{step.name}.{name}"]
+                        prune_linear(linear, collected.statistics.get(name), drop, recipe, collected.hessians.get(name))
                 with watch("replay"):
                     error = step.replay()
                 rows += [
@@ -172,12 +173,14 @@ class Collected:
 
     Attributes:
         statistics: accumulator per matrix.
+        hessians: what the update needs per matrix; matrices with the same input have the same one.
         kept: mean number of tokens that counted, per matrix and row.
         pooled: experts that too few tokens reached, which use the statistic of all experts in their tensor.
         unread: whether the rule looks at attention, and the block's cannot be read, so that all tokens counted.
     """
 
     statistics: dict
+    hessians: dict
     kept: dict[str, float]
     pooled: list[str]
     unread: bool
@@ -193,21 +196,28 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
     Raises:
         UserError: if no token counts for a matrix.
     """
-    _, rule, criterion = recipe.rules
-    if not step.samples or not criterion.statistic:
+    _, rule, criterion, update = recipe.rules
+    if not step.samples or not recipe.collects:
         for _ in step:  # the dense outputs are needed for the error all the same
             pass
-        return Collected({}, {}, [], False)
+        return Collected({}, {}, {}, [], False)
     statistics = {
-        name: criterion.statistic(linear.in_features, linear.weight.device) for name, linear in step.linears.items()
+        name: criterion.statistic(linear.in_features, linear.weight.device)
+        for name, linear in step.linears.items()
+        if criterion.statistic
     }
+    hessians: dict = {}
     waiting: list[walk.Row] = []
     entries = rows = 0
     unread = False
 
     def add() -> None:
-        for row, chosen in zip(waiting, rule.choose(waiting, recipe.options)):
-            criteria.add(statistics, row.inputs, selection.by_matrix(row, chosen))
+        if statistics:
+            for row, chosen in zip(waiting, rule.choose(waiting, recipe.options)):
+                criteria.add(statistics, row.inputs, selection.by_matrix(row, chosen))
+        if update.apply:
+            for row in waiting:
+                criteria.add_shared(hessians, update.statistic, row.inputs, updates.tokens(row, recipe.options))
 
     number = None
     for row in step:
@@ -221,44 +231,53 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
         unread |= rule.looks_at == "attention" and row.attention is None
     if not rows:
         raise step.not_reached()
-    if waiting:
-        add()
+    add()
     kept = {name: statistic.count / rows for name, statistic in statistics.items()}
     pooled = criteria.pool(statistics)
+    criteria.pool(hessians)
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:
         raise UserError(
             f"No calibration token counts for {empty[0]} of block {step.position}: "
             f"tokens={name_of(recipe.tokens)!r} selected none in any sample."
         )
-    return Collected(statistics, kept, pooled, unread)
+    return Collected(statistics, hessians, kept, pooled, unread)
 
 
-def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe) -> None:
-    """Prune one matrix in place.
+def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, hessian=None) -> None:
+    """Prune one matrix in place, and let its kept weights make up for the dropped ones if the recipe says so.
 
     Args:
         linear: what to prune.
         statistic: its accumulator, None for a criterion without one.
         drop: how many weights to drop; under a pattern, of every m inputs the share that this is of all weights.
-        recipe: criterion and pattern.
+        recipe: criterion, pattern and update.
+        hessian: accumulator for the update.
     """
     if not drop:
         return
-    weight, criterion = linear.weight, recipe.rules[2]
+    _, _, criterion, update = recipe.rules
+    weight = linear.weight
     m = masks.parse_pattern(recipe.pattern)[1] if recipe.pattern else 0
     n = drop * m // weight.numel()
     if criterion.update:
-        weight.copy_(criterion.update(weight, statistic, drop, f"{n}:{m}" if m else None, recipe.options))
-        return
-    metric = criterion.metric(weight, statistic)
-    if metric.shape != weight.shape:
-        raise UserError(
-            f"The criterion {name_of(recipe.criterion)!r} gives a metric of shape {tuple(metric.shape)} for a "
-            f"weight of shape {tuple(weight.shape)}: return one number per weight."
-        )
-    mask = masks.n_of_m(metric, n, m) if m else masks.unstructured(metric, drop=drop)
-    weight.masked_fill_(mask, 0)
+        pruned = criterion.update(weight, statistic, drop, f"{n}:{m}" if m else None, recipe.options)
+        mask = pruned == 0
+    else:
+        metric = criterion.metric(weight, statistic)
+        if metric.shape != weight.shape:
+            raise UserError(
+                f"The criterion {name_of(recipe.criterion)!r} gives a metric of shape {tuple(metric.shape)} for a "
+                f"weight of shape {tuple(weight.shape)}: return one number per weight."
+            )
+        mask = masks.n_of_m(metric, n, m) if m else masks.unstructured(metric, drop=drop)
+        pruned = None
+    if update.apply and hessian is not None:
+        weight.copy_(update.apply(weight, mask, hessian.value(), recipe.options))
+    elif pruned is not None:
+        weight.copy_(pruned)
+    else:
+        weight.masked_fill_(mask, 0)
 
 
 def _rows(done: list[dict], plan: plans.Plan, zeros: list[int]) -> tuple[dict, ...]:

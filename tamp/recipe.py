@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tamp import criteria, masks, scores, selection
+from tamp import criteria, masks, scores, selection, updates
 from tamp.errors import UserError, unknown
-from tamp.methods import Allocation, Criterion, Option, Tokens, name_of
+from tamp.methods import Allocation, Criterion, Option, Tokens, Update, name_of
 
 PRESETS: dict[str, dict[str, str]] = {
     "magnitude": {"allocation": "uniform", "tokens": "all", "criterion": "magnitude"},
@@ -25,8 +25,9 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "allocation": scores.ALLOCATIONS,
     "tokens": selection.TOKENS,
     "criterion": criteria.CRITERIA,
+    "update": updates.UPDATES,
 }
-"""The three axes of a recipe and their tables."""
+"""The axes of a recipe and their tables. A preset that does not name an update has none."""
 
 SAMPLES = Option(32, "calibration samples that an allocation looks at, from the first on; None for all", least=1)
 
@@ -53,8 +54,9 @@ class Recipe:
             ``f(row) -> (T,) bool``.
         criterion: which weights go: a name of :data:`tamp.criteria.CRITERIA`, or a function
             ``f(weight, mean_square) -> metric``.
+        update: what the kept weights do then: a name of :data:`tamp.updates.UPDATES`.
         allocation_samples: how many calibration samples an allocation looks at, from the first on; None for all.
-        options: the options of the three methods by name, with their defaults where none was given.
+        options: the options of these methods by name, with their defaults where none was given.
 
     Raises:
         UserError: if a method, a value or an option does not exist, is out of range, or belongs to a method that was not
@@ -66,6 +68,7 @@ class Recipe:
     allocation: str | Callable
     tokens: str | Callable
     criterion: str | Callable
+    update: str
     allocation_samples: int | None
     options: Mapping[str, Any] = field(hash=False)
 
@@ -77,6 +80,7 @@ class Recipe:
         allocation: str | Callable = "das",
         tokens: str | Callable = "amia",
         criterion: str | Callable = "wanda",
+        update: str = "none",
         allocation_samples: int | None = SAMPLES.default,
         **options: Any,
     ):
@@ -84,6 +88,9 @@ class Recipe:
             if not callable(method) and method not in METHODS[axis]:
                 raise unknown(axis, str(method), METHODS[axis])
             object.__setattr__(self, axis, method)
+        if update not in updates.UPDATES:
+            raise unknown("update", str(update), updates.UPDATES)
+        object.__setattr__(self, "update", update)
         object.__setattr__(self, "pattern", pattern)
         object.__setattr__(self, "sparsity", _sparsity(sparsity, pattern))
         if allocation_samples is not None:
@@ -113,9 +120,14 @@ class Recipe:
         return {name: given.get(name, option.default) for name, option in own.items()}
 
     @property
-    def rules(self) -> tuple[Allocation, Tokens, Criterion]:
-        """The rows of the three methods."""
-        return scores.rule(self.allocation), selection.rule(self.tokens), criteria.rule(self.criterion)
+    def rules(self) -> tuple[Allocation, Tokens, Criterion, Update]:
+        """The rows of the four methods."""
+        return (
+            scores.rule(self.allocation),
+            selection.rule(self.tokens),
+            criteria.rule(self.criterion),
+            updates.UPDATES[self.update],
+        )
 
     @classmethod
     def preset(cls, name: str, **changes) -> "Recipe":
@@ -176,7 +188,12 @@ class Recipe:
     @property
     def needs_samples(self) -> bool:
         """Whether pruning has to look at calibration samples at all."""
-        return self.rules[2].statistic is not None or self.allocation_needs_samples
+        return self.collects or self.allocation_needs_samples
+
+    @property
+    def collects(self) -> bool:
+        """Whether criterion or update look at calibration samples."""
+        return any(row.statistic is not None for row in self.rules[2:])
 
 
 FIELDS = tuple(each.name for each in fields(Recipe) if each.name != "options")

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
 import tamp
-from tamp import conversations, records
+from tamp import conversations
 from tamp.errors import UserError
 from tamp.worlds import pictures
 
@@ -107,7 +106,7 @@ BAD = {
     "not json": (lambda f: write(f).parent / "bad.png", "not readable"),
     "missing image": (
         lambda f: write(f, {"image": "no.png", "question": "q", "answer": "a"}),
-        "Record 0: there is no image",
+        "Record 0: There is no image",
     ),
     "corrupt image": (lambda f: write(f, {"image": "bad.png", "question": "q", "answer": "a"}), "not a readable image"),
     "image without its mark": (
@@ -131,6 +130,20 @@ def test_a_bad_set_says_what_is_wrong(fault, folder, processor):
 def test_less_than_one_sample_is_refused(processor):
     with pytest.raises(UserError, match="at least one sample, not n=0"):
         tamp.calibration_set("mini-vqa", processor, n=0)
+
+
+def test_a_negative_seed_is_refused(folder, processor):
+    with pytest.raises(UserError, match="from 0 on, not -1"):
+        tamp.calibration_set(write(folder, {"text": "circle"}), processor, n=1, seed=-1)
+
+
+def test_a_template_for_plain_texts_is_refused(folder, processor, monkeypatch):
+    monkeypatch.setattr(
+        processor, "chat_template", "{% for m in messages %}{{ m.role }}: {{ m.content | trim }} {% endfor %}"
+    )
+    path = write(folder, {"image": "good.png", "question": "where ?", "answer": "ring"})
+    with pytest.raises(UserError, match="Record 0: The chat template is made for plain texts"):
+        tamp.calibration_set(path, processor, n=1)
 
 
 def test_a_picture_for_a_text_only_model_is_refused(folder, processor):
@@ -158,8 +171,3 @@ def test_benchmark_questions_about_one_picture_share_it(folder):
         conversations.questions(write(folder, {"text": "q"}))
     with pytest.raises(UserError, match="There is no benchmark"):
         conversations.questions("mini-vqaa")
-
-
-def test_pictures_are_read_as_rgb(folder):
-    Image.new("LA", (8, 8)).save(folder / "grey.png")
-    assert records.open_image(folder / "grey.png", 0).mode == "RGB"

@@ -19,6 +19,7 @@ CORE = (
     "passes",
     "models",
     "selection",
+    "updates",
     "allocation",
     "attention",
     "watching",

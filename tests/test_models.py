@@ -6,6 +6,7 @@ import shutil
 import families
 import pytest
 import tiny
+import tiny_folders
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -62,6 +63,7 @@ def test_pickled_weights_are_not_read(tmp_path):
     model, _ = tiny.build("llama")
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
+    tiny_folders.tokenizer([]).save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
         tamp.load(tmp_path)

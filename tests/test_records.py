@@ -1,6 +1,7 @@
 """Records with pictures, videos and sounds, good and bad, on their way to a processor."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -162,3 +163,88 @@ def test_a_video_is_heard_as_a_model_hears_it(folder, listens):
     made = tamp.calibration_set(write(folder, asks(video="av.mp4")), listens, n=1)[0]
     expected = media.fbank(media.read_audio(folder / "av.mp4"))
     torch.testing.assert_close(made["input_features"][0], expected)
+
+
+ANSWERS = {
+    "text": ({"answer": " a bus \n"}, "a bus"),
+    "a whole number": ({"answer": 3}, "3"),
+    "a real number": ({"answer": 2.5}, "2.5"),
+    "the most frequent": ({"answer": ["van", "bus", "car", "bus"]}, "bus"),
+    "the first in a tie": ({"answer": ["van", "bus", "bus ", " van", "car"]}, "van"),
+    "blanks do not count": ({"answers": ["", " ", "bus"]}, "bus"),
+    "with the people who gave them": ({"answers": [{"answer": "bus", "answer_id": n} for n in range(3)]}, "bus"),
+    "no choices": ({"answer": "bus", "choices": []}, "bus"),
+    "choices with blanks": ({"answer": "bus", "choices": [" bus", "van "]}, "bus"),
+    "numbers as choices": ({"answer": "2", "choices": [1, 2]}, "2"),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_answers_are_read_the_same_for_calibration_and_evaluation(kind, folder):
+    given, expected = ANSWERS[kind]
+    path = write(folder, {"question": "What?", **given})
+    asked = conversations.questions(path)[0]
+    assert asked.answer == expected
+    assert asked.choices == tuple(str(choice).strip() for choice in given.get("choices", []))
+    assert records.conversation(records.read(path, "set")[0], path)[1]["content"][0]["text"] == expected
+
+
+BAD_ANSWERS = {
+    "empty": ({"answer": " "}, "The answer is empty"),
+    "no one answered": ({"answers": []}, "The answer is empty"),
+    "true": ({"answer": True}, "not True; write it as text"),
+    "an object": ({"answer": {"text": "bus"}}, "An answer is a text or a number, not {'text': 'bus'}"),
+    "objects of another kind": ({"answers": [{"text": "bus"}]}, "An answer is a text or a number"),
+    "not a choice": (
+        {"answer": "tram", "choices": ["bus", "van"]},
+        r"'tram' is not among its choices \('bus', 'van'\)",
+    ),
+    "the place of a choice": ({"answer": 1, "choices": ["bus", "van"]}, "'1' is not among its choices"),
+    "an empty choice": ({"answer": "bus", "choices": ["bus", " "]}, "Choice 2 of 2 is empty"),
+    "a choice twice": ({"answer": "bus", "choices": ["bus", "van", "van "]}, "The choice 'van' occurs twice"),
+    "a choice that is none": ({"answer": "bus", "choices": ["bus", None]}, "A choice is a text or a number, not None"),
+    "choices in a text": ({"answer": "b", "choices": "bus"}, "'choices' is a list of answers, not 'bus'"),
+    "a number of choices": ({"answer": "b", "choices": 4}, "'choices' is a list of answers, not 4"),
+    "a list as question": ({"question": ["What?"], "answer": "bus"}, "A question is a text or a number"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ANSWERS)
+def test_a_bad_answer_is_refused_with_its_record(kind, folder, listens):
+    given, message = BAD_ANSWERS[kind]
+    path = write(folder, {"question": "What?", "answer": "bus"}, {"question": "What?", **given})
+    with pytest.raises(UserError, match=f"Record 1: .*{message}"):
+        conversations.questions(path)
+    with pytest.raises(UserError, match=f"Record 1: .*{message}"):
+        tamp.calibration_set(path, listens, n=2)
+
+
+def test_a_question_made_by_hand_is_checked_too():
+    asked = records.Question(task="t", images=(), text="What?", answer=" 3", choices=("3 ", "4"))
+    assert (asked.answer, asked.choices) == ("3", ("3", "4"))
+    with pytest.raises(UserError, match="not among its choices"):
+        records.Question(task="t", images=(), text="What?", answer="5", choices=("3", "4"))
+
+
+def test_a_turn_that_is_no_text_is_refused(folder):
+    path = write(folder, {"conversations": [{"from": "human", "value": ["Hi"]}]})
+    with pytest.raises(UserError, match="What a turn says is a text or a number"):
+        records.conversation(records.read(path, "set")[0], path)
+
+
+def test_what_a_processor_or_its_template_raises_names_the_record(folder, listens, monkeypatch):
+    path = write(folder, asks(image="still.png"))
+    template = "{{ raise_exception('roles must alternate') }}"
+    with monkeypatch.context() as changed:
+        changed.setattr(listens, "chat_template", template)
+        with pytest.raises(UserError, match="Record 0: The chat template does not take .*roles must alternate"):
+            tamp.calibration_set(path, listens, n=1)
+    monkeypatch.setattr(listens, "patch_size", None)
+    with pytest.raises(UserError, match="Record 0: .*Processor does not take the conversation"):
+        tamp.calibration_set(path, listens, n=1)
+
+
+def test_a_folder_without_the_package_that_reads_it(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        records.read(folder, "set")

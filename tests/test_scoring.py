@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import tiny_videollama2
 import torch
 
@@ -16,7 +15,6 @@ import tamp
 from tamp import conversations, media
 from tamp.errors import UserError
 from tamp.evaluation import scoring
-from tamp.records import Question
 from tamp.worlds import pictures
 
 
@@ -108,22 +106,6 @@ def test_questions_without_pictures_work_and_are_split_into_bounded_groups(shipp
     ready = scoring.prepare(shipped[1], asked)
     assert max(len(group.questions) for group in ready.groups) <= scoring.TOGETHER
     assert len(scoring.answers(*shipped, ready, progress=False)) == 40
-
-
-def test_rotary_positions_with_several_axes_continue_after_the_prefix():
-    """The cached path on Qwen2.5-VL's three-axis positions equals a plain forward pass over the whole sequence."""
-    model, samples = tiny.build("qwen2_5_vl")
-    whole = samples[0]
-    length = whole["input_ids"].shape[1]
-    prefix = {key: value[:, : length - 4] if value.shape == (1, length) else value for key, value in whole.items()}
-    tail = whole["input_ids"][0, length - 4 :].tolist()
-    question = Question(task="t", images=(), text="", answer="a", choices=())
-    group = scoring.Group([question], prefix, [scoring.Asked(tail[:1], {"a": tail[1:]})])
-    with torch.no_grad():
-        scored = scoring._score(model, group, scoring._decoder_call(model, prefix))[0]
-        logits = model(**whole).logits[0, length - 4 : -1].log_softmax(-1)
-    expected = -logits.gather(1, torch.tensor(tail[1:])[:, None]).mean().item()
-    assert scored["nll"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_questions_about_one_video_read_it_once_and_score_as_when_asked_alone(tmp_path, monkeypatch):

@@ -2,155 +2,49 @@
 
 Greedy decoding produces an answer exactly if and only if at each of its positions, given the ones before, the answer's token
 has the highest logit. So one forward pass over prompt and answer gives the greedy result and the likelihood. All questions
-about a picture, a video or a sound share the key-value cache of their common prefix and run after it as one sequence, in
-which a question attends to the prefix and itself, and an answer to its own question too.
+about a picture, a video or a sound share the key-value cache of their common prefix and run after it as one sequence
+(:mod:`tamp.evaluation.shared`). Where a model gets that wrong (:mod:`tamp.evaluation.proof`), every answer takes a forward
+pass of its own (:mod:`tamp.evaluation.plain`).
 """
 
-import contextlib
-import inspect
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import nn
 
-from tamp import conversations, models, records, walk
+from tamp import models, passes
 from tamp.errors import UserError
+from tamp.evaluation import plain, proof, shared
+from tamp.evaluation.likelihoods import Read, row
+from tamp.evaluation.proof import Proof
+from tamp.evaluation.questions import TOGETHER, Asked, Benchmark, Group, prepare, tokens
+from tamp.evaluation.tables import COLUMNS, in_per_cent, overall, summarise, wilson
 from tamp.records import Question
 
-COLUMNS = ("task", "n", "accuracy", "low", "high", "choice_accuracy", "nll", "chance")
-TOGETHER = 16  # questions that share one cached prefix
+__all__ = [
+    "COLUMNS",
+    "TOGETHER",
+    "Asked",
+    "Benchmark",
+    "Group",
+    "answers",
+    "evaluate",
+    "in_per_cent",
+    "overall",
+    "perplexity",
+    "prepare",
+    "summarise",
+    "wilson",
+]
 
+Scores = list[dict[int, dict[str, Read]]]
+"""By group: number of the question to answer to what was read."""
 
-@dataclass
-class Asked:
-    """One question in token ids.
-
-    Attributes:
-        prompt: its prompt after the group's prefix.
-        answers: ``{text: token ids, the end token included}``: the right answer first, then the other choices.
-    """
-
-    prompt: list[int]
-    answers: dict[str, list[int]]
-
-
-@dataclass
-class Group:
-    """Questions about the same pictures, videos and sounds.
-
-    Attributes:
-        questions: the questions.
-        prefix: processor output of what all of them begin with, the pictures, videos and sounds included.
-        asked: the questions in token ids.
-        decoder_call: what the decoder is called with for the prefix, kept by a benchmark that is used again.
-    """
-
-    questions: list[Question]
-    prefix: dict
-    asked: list[Asked]
-    decoder_call: dict | None = None
-
-
-@dataclass
-class Benchmark:
-    """Questions made ready for one processor.
-
-    Evaluating it keeps the towers' outputs, so it may be used again only with models that share them: the pruned versions
-    of one model.
-    """
-
-    groups: list[Group]
-
-
-def prepare(
-    processor, benchmark: str | Path | Sequence[Question], limit: int | None = None, seed: int = 0
-) -> Benchmark:
-    """Make a benchmark's questions ready for a processor.
-
-    Args:
-        processor: of the model to evaluate.
-        benchmark: see :func:`evaluate`, or a list of questions.
-        limit: how many questions, from the first on.
-        seed: random seed for drawing the questions of a shipped set.
-    """
-    if isinstance(benchmark, str | Path):
-        made = conversations.questions(benchmark, limit, seed)
-    else:
-        made = list(benchmark)[:limit]
-    if not made:
-        raise UserError("There are no questions to evaluate.")
-    same = [list(questions) for _, questions in groupby(made, key=lambda q: (id(q.images), q.videos, q.audios))]
-    return Benchmark(
-        [
-            _group(processor, questions[start : start + TOGETHER])
-            for questions in same
-            for start in range(0, len(questions), TOGETHER)
-        ],
-    )
-
-
-def _group(processor, questions: list[Question]) -> Group:
-    """Encode questions about the same pictures, videos and sounds: these once, then only text."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    eos = tokenizer.eos_token_id
-    media = questions[0].media
-    prompts = [
-        conversations.render(processor, conversations.dialogue(q.text, None, **media), prompt=True) for q in questions
-    ]
-    whole = conversations.encode(processor, prompts[0], **media)
-    first = whole["input_ids"][0].tolist()
-    marks = [getattr(processor, f"{kind}_token", None) for kind in records.KINDS if media[f"{kind}s"]]
-    cut = max(prompts[0].rfind(mark) + len(mark) for mark in marks) if marks and all(marks) else 0
-    head = first[: len(first) - len(_tokens(tokenizer, prompts[0][cut:]))] if cut else []
-    # Text is tokenised apart only where this gives the very ids the processor gave.
-    apart = bool(cut) and head + _tokens(tokenizer, prompts[0][cut:]) == first
-
-    def ids_of(text: str) -> list[int]:
-        if apart:
-            return head + _tokens(tokenizer, text[cut:])
-        return conversations.encode(processor, text, **media)["input_ids"][0].tolist()
-
-    asked = []
-    for number, (question, prompt) in enumerate(zip(questions, prompts)):
-        start = first if number == 0 else ids_of(prompt)
-        whole_ids = {}
-        for choice in dict.fromkeys((question.answer, *question.choices)):
-            full = conversations.render(processor, conversations.dialogue(question.text, choice, **media))
-            whole_ids[choice] = ids_of(full if full.startswith(prompt) else prompt + choice)
-        shared = min(_common(start, ids) for ids in whole_ids.values())  # tokens can join across the border
-        answers = {}
-        for choice, ids in whole_ids.items():
-            answer = ids[shared:]
-            answers[choice] = answer[: answer.index(eos) + 1] if eos in answer else [*answer, eos]
-        asked.append(Asked(start[:shared], answers))
-    common = min(_common(asked[0].prompt, one.prompt) for one in asked)
-    common = min(common, min(len(one.prompt) for one in asked) - 1)  # something must be left to read the answer from
-    length = whole["input_ids"].shape[1]
-    prefix = {
-        key: value[:, :common]
-        if isinstance(value, Tensor) and value.ndim == 2 and value.shape == (1, length)
-        else value
-        for key, value in whole.items()
-    }
-    for one in asked:
-        one.prompt = one.prompt[common:]
-    return Group(questions, prefix, asked)
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    """Count the tokens with which both begin."""
-    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
-
-
-def _tokens(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -167,151 +61,104 @@ def answers(
     Returns:
         A row per question: task, question, answer, correct (greedy decoding gives exactly the answer), choice (the choice
         with the highest likelihood, its end token aside; empty if there are no choices), choice_correct, nll (nats per
-        token of the right answer, its end token included), chance.
-    """
-    again = isinstance(benchmark, Benchmark)
-    ready = benchmark if again else prepare(processor, benchmark, limit, seed)
-    scored = []
-    with walk.undisturbed(model):
-        for group in walk.steps(ready.groups, "evaluate", progress):
-            call = group.decoder_call or _decoder_call(model, group.prefix)
-            if again:
-                group.decoder_call = call
-            scored += _score(model, group, call)
-    return pd.DataFrame(scored)
-
-
-def _decoder_call(model: nn.Module, prefix: dict) -> dict:
-    """Run the towers on a prefix and catch what the decoder is called with."""
-    caught = {}
-
-    def catch(module, args, kwargs):
-        caught.update(kwargs)
-        if args:
-            caught["input_ids"] = args[0]
-        raise walk.Done
-
-    hook = model.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)
-    with walk.hooks(hook), contextlib.suppress(walk.Done):
-        model(**models.to_model(model, prefix), use_cache=True)
-    caught.pop(_cache_name(model), None)
-    return caught
-
-
-def _cache_name(model: nn.Module) -> str:
-    """Return what a model's decoder calls its key-value cache: ``cache`` from transformers 5.24 on."""
-    parameters = inspect.signature(model.get_decoder().forward).parameters
-    return "past_key_values" if "past_key_values" in parameters else "cache"
-
-
-def _score(model: nn.Module, group: Group, call: dict) -> list[dict]:
-    """Run a group's prefix, then all its questions and answers as one sequence, and read off every question's scores.
+        token of the right answer, its end token included), chance. Its ``attrs["scored"]`` says how: ``"shared"``, all
+        questions about the same media in one sequence; ``"plain"``, a forward pass per answer, for models that get the
+        former wrong; or ``"mixed"``, where some questions do not fit the window of the model's attention.
 
     Raises:
-        UserError: if the sequence is longer than the sliding window of the model's attention.
+        UserError: if the model has no language model head, or cannot run on the processor's output.
     """
-    decoder, config = model.get_decoder(), models.text_config(model)
-    cache = DynamicCache(config=config)
-    decoder(**call, **{_cache_name(model): cache})
-    length = cache.get_seq_length()
-    device = model.get_input_embeddings().weight.device
-    # Each row: token id, distance from the prefix, question, answer (0 for the prompt).
-    table: list[tuple[int, int, int, int]] = []
-    read: list[dict[str, list[int]]] = []  # per question: answer to the places whose logits predict its tokens
-    for number, (question, one) in enumerate(zip(group.questions, group.asked)):
-        table += [(token, place, number, 0) for place, token in enumerate(one.prompt)]
-        last = len(table) - 1
-        read.append({})
-        for turn, (choice, answer) in enumerate(one.answers.items(), start=1):
-            fed = answer[:-1] if choice == question.answer else answer[:-2]  # only the right answer's end is scored
-            read[-1][choice] = [last, *range(len(table), len(table) + len(fed))]
-            table += [(token, place, number, turn) for place, token in enumerate(fed, start=len(one.prompt))]
-    ids, place, owner, branch = torch.tensor(table, device=device).unbind(1)  # (n,) each
-    window = getattr(config, "sliding_window", None)
-    if window and length + len(ids) > window:
-        raise UserError(
-            f"Prompts of {length} tokens and more do not fit the model's sliding window of {window} tokens."
-        )
-    seen = (owner[:, None] == owner) & ((branch == 0) | (branch[:, None] == branch))
-    seen &= torch.ones_like(seen).tril()
-    mask = torch.zeros(1, 1, len(ids), length + len(ids), dtype=model.dtype, device=device)
-    mask[..., length:].masked_fill_(~seen, torch.finfo(model.dtype).min)
-    placed = call.get("position_ids")
-    positions = (place + (length if placed is None else int(placed.max()) + 1))[None]  # (1, n)
-    if placed is not None and placed.ndim == 3:  # rotary embeddings with several axes: text moves along all of them
-        positions = positions.expand(len(placed), 1, -1)
-    wanted = sorted({at for places in read for answer in places.values() for at in answer})
-    logits = (
-        model(
-            inputs_embeds=model.get_input_embeddings()(ids[None]),
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=torch.tensor(wanted, device=device),
-            **{_cache_name(model): cache},
-        )
-        .logits[0]
-        .float()
-    )  # (wanted, V)
-    likelihood, best = logits.log_softmax(-1), logits.argmax(-1)
-    row = {at: number for number, at in enumerate(wanted)}
-    scored = []
-    for question, one, places in zip(group.questions, group.asked, read):
-        taken, greedy = {}, {}
-        for choice, answer in one.answers.items():
-            rows = torch.tensor([row[at] for at in places[choice]], device=device)
-            targets = torch.tensor(answer[: len(rows)], device=device)
-            taken[choice] = likelihood[rows, targets].cpu()
-            greedy[choice] = bool((best[rows] == targets).all())
-        right = taken[question.answer]
-        scores = {choice: taken[choice][: len(one.answers[choice]) - 1].sum().item() for choice in question.choices}
-        choice = max(scores, key=scores.get) if scores else ""
-        scored.append(
-            {
-                "task": question.task,
-                "question": question.text,
-                "answer": question.answer,
-                "correct": greedy[question.answer],
-                "choice": choice,
-                "choice_correct": float(choice == question.answer) if scores else math.nan,
-                "nll": -right.mean().item(),
-                "chance": 1 / len(scores) if scores else math.nan,
-            }
-        )
-    return scored
+    kept = isinstance(benchmark, Benchmark)
+    ready = benchmark if kept else prepare(processor, benchmark, limit, seed)
+    _check_lengths(model, ready)
+    known = ready.proofs.setdefault(proof.key(model), Proof())
+    made: Scores | None = None
+    with passes.undisturbed(model):
+        if not known.wrong:
+            made = _together(model, ready, known, kept, progress)
+        if made is None:
+            made = [{} for _ in ready.groups]
+        ways = _complete(model, ready, made, known, progress)
+    rows = [
+        row(question, one, scores[number])
+        for group, scores in zip(ready.groups, made)
+        for number, (question, one) in enumerate(zip(group.questions, group.asked))
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs["scored"] = ways
+    return table
 
 
-@torch.no_grad()
-def perplexity(
-    model: nn.Module, tokenizer, text: str, window: int = 512, limit: int | None = None, progress: bool = True
-) -> float:
-    """Measure the perplexity of a text, cut into windows that are scored one by one.
+def _check_lengths(model: nn.Module, ready: Benchmark) -> None:
+    """Check that every question fits the model's context with its longest answer.
 
-    Args:
-        model: a language model, or a multimodal one, which then gets text only.
-        tokenizer: its tokenizer, or a processor that has one.
-        text: the text; its last, shorter window is left out.
-        window: tokens per window, each but the first of them predicted.
-        limit: how many windows, from the first on; None for all.
-        progress: show a bar.
+    Raises:
+        UserError: naming the question.
+    """
+    limit = getattr(models.text_config(model), "max_position_embeddings", None) or math.inf
+    for group in ready.groups:
+        for question, one in zip(group.questions, group.asked):
+            length = group.prefix["input_ids"].shape[1] + len(one.prompt) + max(map(len, one.answers.values())) - 1
+            if length > limit:
+                raise UserError(
+                    f"The question {question.text[:80]!r} has {length:,} tokens with its answer; the model takes {limit:,}. "
+                    "Shorten it, or use fewer or smaller pictures."
+                )
+
+
+def _together(model: nn.Module, ready: Benchmark, known: Proof, keep: bool, progress: bool) -> Scores | None:
+    """Score the questions of each group in one sequence, or as many as fit; prove the first group of each kind.
 
     Returns:
-        ``exp`` of the mean negative log-likelihood per token, nats.
-
-    Raises:
-        UserError: if the text is shorter than one window.
+        The scores of the questions that fit; None if the model gets them wrong.
     """
-    ids = _tokens(getattr(tokenizer, "tokenizer", tokenizer), text)
-    windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)][:limit]
-    if not windows:
-        raise UserError(f"The text has {len(ids)} tokens, fewer than one window of {window}.")
-    device = model.get_input_embeddings().weight.device
-    total = 0.0
-    for part in walk.steps(windows, "perplexity", progress):
-        tokens = torch.tensor([part], device=device)
-        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-        total += nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()
-    return math.exp(total / (len(windows) * (window - 1)))
+    found: Scores = []
+    for group in passes.steps(ready.groups, "evaluate", progress):
+        made, wrong = {}, ""
+        try:
+            call = group.decoder_call or shared.decoder_call(model, group.prefix)
+            sequences = shared.parts(model, group, call)
+            if sequences:
+                made = shared.score(model, group, call, sequences)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a family does not take: plain passes tell whether it works at all
+            wrong = plain.said(error)
+        if made and (kind := proof.kind(group, sequences)) not in known.kinds:
+            wrong = proof.fault(model, group, sequences, made)
+            known.kinds.add(kind)
+        if wrong:
+            known.refuse(model, wrong)
+            for each in ready.groups:
+                each.decoder_call = None
+            return None
+        if keep:
+            group.decoder_call = call
+        found.append(made)
+    return found
+
+
+def _complete(model: nn.Module, ready: Benchmark, made: Scores, known: Proof, progress: bool) -> str:
+    """Score by plain forward passes what is not scored, and return how all questions were: shared, plain or mixed."""
+    left = [
+        (group, scores, number)
+        for group, scores in zip(ready.groups, made)
+        for number in range(len(group.questions))
+        if number not in scores
+    ]
+    every = sum(len(group.questions) for group in ready.groups)
+    if left and not known.wrong:
+        log.warning(
+            "%d of %d questions do not fit the %d tokens that the attention of %s reaches: each of their answers takes a "
+            "forward pass of its own, and evaluating takes longer.",
+            len(left),
+            every,
+            shared.window(model),
+            type(model).__name__,
+        )
+    for group, scores, number in passes.steps(left, "evaluate", progress and bool(left)):
+        scores[number] = plain.score(model, group, number)
+    return "shared" if not left else "plain" if len(left) == every else "mixed"
 
 
 def evaluate(
@@ -335,49 +182,44 @@ def evaluate(
 
     Returns:
         A row per task, with shares in [0, 1]: task, n, accuracy (greedy decoding, exact match), low and high (95 % Wilson
-        interval of it), choice_accuracy (restricted to the question's choices), nll (nats per answer token), chance.
+        interval of it), choice_accuracy (restricted to the question's choices), nll (nats per answer token), chance. Its
+        ``attrs["scored"]`` is that of :func:`answers`.
 
     Raises:
-        UserError: if there is no such benchmark, a question, picture, video or sound is not right, or the model does not
-            take what the questions are about.
+        UserError: if there is no such benchmark, a question, picture, video or sound is not right, the model does not
+            take what the questions are about, or it has no language model head.
     """
     return summarise(answers(model, processor, benchmark, limit, seed, progress))
 
 
-def summarise(scored: pd.DataFrame, by: str = "task") -> pd.DataFrame:
-    """Average question scores from :func:`answers` per task, in order of appearance, to the table of :func:`evaluate`."""
-    table = (
-        scored.groupby(by, sort=False)
-        .agg(
-            n=("correct", "size"),
-            accuracy=("correct", "mean"),
-            choice_accuracy=("choice_correct", "mean"),
-            nll=("nll", "mean"),
-            chance=("chance", "mean"),
-        )
-        .reset_index()
-    )
-    table["low"], table["high"] = wilson(table["accuracy"], table["n"])
-    return table[list(COLUMNS)]
+@torch.no_grad()
+def perplexity(
+    model: nn.Module, tokenizer, text: str, window: int = 512, limit: int | None = None, progress: bool = True
+) -> float:
+    """Measure the perplexity of a text, cut into windows that are scored one by one.
 
+    Args:
+        model: a language model, or a multimodal one, which then gets text only.
+        tokenizer: its tokenizer, or a processor that has one.
+        text: the text; its last, shorter window is left out.
+        window: tokens per window, each but the first of them predicted.
+        limit: how many windows, from the first on; None for all.
+        progress: show a bar.
 
-def overall(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row over all tasks of a table from :func:`evaluate`, every question counting the same."""
-    n = scores["n"].sum()
-    row = {name: (scores[name] * scores["n"]).sum() / n for name in ("accuracy", "choice_accuracy", "nll", "chance")}
-    low, high = wilson(row["accuracy"], n)
-    return pd.DataFrame([{"task": "all", "n": n, **row, "low": low, "high": high}])[list(COLUMNS)]
+    Returns:
+        ``exp`` of the mean negative log-likelihood per token, nats.
 
-
-def in_per_cent(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of :func:`evaluate` for reading: a last row over all tasks, shares in per cent, rounded."""
-    table = pd.concat([scores, overall(scores)])
-    shares = ["accuracy", "low", "high", "choice_accuracy", "chance"]
-    return table.assign(**{name: (100 * table[name]).round(1) for name in shares}, nll=table["nll"].round(3))
-
-
-def wilson(share, n, z: float = 1.959964):
-    """Return the 95 % score interval of a share of n (Wilson 1927), (low, high)."""
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+    Raises:
+        UserError: if the text is shorter than one window, or the model has no language model head.
+    """
+    ids = tokens(getattr(tokenizer, "tokenizer", tokenizer), text)
+    windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)][:limit]
+    if not windows:
+        raise UserError(f"The text has {len(ids)} tokens, fewer than one window of {window}.")
+    device = models.speaker(model).get_input_embeddings().weight.device
+    total = 0.0
+    for each in passes.steps(windows, "perplexity", progress):
+        inputs = torch.tensor([each], device=device)
+        logits = plain.logits(model, {"input_ids": inputs})[0, :-1].float()
+        total += nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()
+    return math.exp(total / (len(windows) * (window - 1)))

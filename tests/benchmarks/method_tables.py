@@ -25,12 +25,15 @@ def source_link(source: str) -> str:
 
 def preset_table() -> str:
     """Write what every preset chooses, and the paper it is from; a method is explained where it is first named."""
-    lines = ["| preset | allocation | tokens | criterion | paper |", "|---|---|---|---|---|"]
+    axes = [axis for axis in recipe.METHODS if any(axis in chosen for chosen in recipe.PRESETS.values())]
+    lines = [f"| preset | {' | '.join(axes)} | paper |", "|---" * (len(axes) + 2) + "|"]
     explained = set()
     for name, chosen in recipe.PRESETS.items():
         cells, papers = [], []
-        for axis, table in recipe.METHODS.items():
-            method, row = chosen[axis], table[chosen[axis]]
+        for axis in axes:
+            table = recipe.METHODS[axis]
+            method = chosen.get(axis, "none")
+            row = table[method]
             cells.append(f"`{method}`" if (axis, method) in explained else f"`{method}`: {row.summary}")
             explained.add((axis, method))
             papers += [row.source] if row.source else []
@@ -43,7 +46,8 @@ def needs(row) -> str:
     """Say what a method looks at."""
     if hasattr(row, "looks_at"):
         return NEEDS[row.looks_at]
-    return f"weights and `{row.statistic.__name__}` of their inputs" if row.statistic else "weights"
+    statistic = getattr(row.statistic, "func", row.statistic)
+    return f"weights and `{statistic.__name__}` of their inputs" if statistic else "weights"
 
 
 def axis_table(axis: str) -> str:

@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 
 import answers
+import family_table
 import method_tables
 import outliers
 import pandas as pd
@@ -333,7 +334,11 @@ PAGES = {
     },
     "book/methods.md": {
         "presets": method_tables.preset_table,
-        **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in ("allocation", "tokens", "criterion")},
+        **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
+    },
+    "book/families.md": {
+        "multimodal": lambda: family_table.table(read("families")["families"], media=True),
+        "text": lambda: family_table.table(read("families")["families"], media=False),
     },
     "data/README.md": {
         "training": lambda: training_table(training_record("mini-llava-next")),

@@ -1,8 +1,8 @@
 """Tiny random models of every family that the support table knows, with a few samples each.
 
 A family is a function without arguments that returns ``(model, samples)``: a model of a few thousand weights made from its
-configuration, and three processor outputs of different lengths, one of them text alone where the model takes that. No weights
-are downloaded and no processor is needed: samples are written the way the family's processor writes them.
+configuration, and three processor outputs of different lengths, one of them text alone where the model takes that. No
+weights are downloaded and no processor is needed: samples are written the way the family's processor writes them.
 """
 
 import importlib

@@ -1,0 +1,55 @@
+"""Tables of benchmark scores: question scores averaged per task, over all tasks, in per cent, with their intervals."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = ("task", "n", "accuracy", "low", "high", "choice_accuracy", "nll", "chance")
+
+
+def summarise(scored: pd.DataFrame, by: str = "task") -> pd.DataFrame:
+    """Average question scores from :func:`answers` per task, in order of appearance, to the table of :func:`evaluate`."""
+    table = (
+        scored.groupby(by, sort=False)
+        .agg(
+            n=("correct", "size"),
+            accuracy=("correct", "mean"),
+            choice_accuracy=("choice_correct", "mean"),
+            nll=("nll", "mean"),
+            chance=("chance", "mean"),
+        )
+        .reset_index()
+    )
+    table["low"], table["high"] = wilson(table["accuracy"], table["n"])
+    table = table[list(COLUMNS)]
+    table.attrs = dict(scored.attrs)
+    return table
+
+
+def overall(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row over all tasks of a table from :func:`evaluate`, every question counting the same.
+
+    Choice accuracy and chance are those of the tasks that have choices; NaN if none has.
+    """
+    n = scores["n"].sum()
+    row = {}
+    for name in ("accuracy", "choice_accuracy", "nll", "chance"):
+        there = scores[scores[name].notna()]
+        row[name] = (there[name] * there["n"]).sum() / there["n"].sum() if len(there) else math.nan
+    low, high = wilson(row["accuracy"], n)
+    return pd.DataFrame([{"task": "all", "n": n, **row, "low": low, "high": high}])[list(COLUMNS)]
+
+
+def in_per_cent(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of :func:`evaluate` for reading: a last row over all tasks, shares in per cent, rounded."""
+    table = pd.concat([scores, overall(scores)])
+    shares = ["accuracy", "low", "high", "choice_accuracy", "chance"]
+    return table.assign(**{name: (100 * table[name]).round(1) for name in shares}, nll=table["nll"].round(3))
+
+
+def wilson(share, n, z: float = 1.959964):
+    """Return the 95 % score interval of a share of n (Wilson 1927), (low, high)."""
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)

@@ -1,0 +1,112 @@
+"""What the kept weights do once a mask is chosen: nothing, or make up for those that are dropped.
+
+A row of a weight predicts one output from many inputs that resemble each other. When some of its weights are dropped, the
+others can take over much of what they did; by how much each must change is a least-squares problem per row.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tamp.criteria import Hessian
+from tamp.methods import Option, Update
+from tamp.models import TEXT
+from tamp.selection import by_matrix, everything
+
+
+def least_squares(
+    weight: Tensor, mask: Tensor, hessian: Tensor, *, damping: float = 0.1, steps: int = 10, tolerance: float = 1e-3
+) -> Tensor:
+    """Move the kept weights of a matrix so that its outputs change as little as they can.
+
+    For every row, minimise ``(w - w0) H (w - w0)' + damping * |w - w0|^2`` over the weights that the mask keeps, with the
+    inputs scaled so that the diagonal of H is one. Conjugate gradients whose residuals are masked (the last step of ALPS,
+    Meng et al. 2024, arXiv 2406.07831), all rows at once: a step costs one product with H. Nothing is read back
+    between steps, except on a CPU, where they end once every row's residual is below ``tolerance`` of what it was.
+
+    Args:
+        weight: (out, in), dense.
+        mask: (out, in) bool, True = dropped.
+        hessian: (in, in), on any scale, see :class:`tamp.criteria.Hessian`.
+        damping: how much the dense weights are held on to, as a share of an input's own square.
+        steps: at most so many.
+        tolerance: of the residual, relative.
+
+    Returns:
+        (out, in) in the type of ``weight``, zero where the mask says so; a row that the steps would make worse, which
+        rounding can do where H is all but singular, is only masked.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if mask.shape != weight.shape or hessian.shape != (weight.shape[1],) * 2:
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} needs a mask of that shape and a Hessian of "
+            f"{(weight.shape[1],) * 2}, not {tuple(mask.shape)} and {tuple(hessian.shape)}"
+        )
+    scale = hessian.diagonal().float().clamp(min=0).sqrt()
+    scale = torch.where(scale > 0, scale, 1)
+    matrix = hessian.float() / scale / scale[:, None]  # (in, in), ones on the diagonal
+    matrix.diagonal().add_(damping)
+    kept = ~mask
+    dense = weight.float() * scale
+    change = torch.where(mask, -dense, 0)  # (out, in), from the dense weights
+    gradient = change @ matrix
+    before = (change * gradient).sum(1)  # (out,), what each row loses by the mask alone
+    residual = -gradient.mul_(kept)
+    direction = residual.clone()
+    first = square = residual.square().sum(1)  # (out,)
+    for _ in range(steps):
+        along = (direction @ matrix).mul_(kept)
+        bend = (direction * along).sum(1)
+        length = torch.where(bend > 0, square / bend, 0)[:, None]
+        change += length * direction
+        residual -= length * along
+        following = residual.square().sum(1)
+        direction = residual + torch.where(square > 0, following / square, 0)[:, None] * direction
+        square = following
+        if square.device.type == "cpu" and bool((square <= tolerance**2 * first).all()):
+            break
+    worse = ~((change * (change @ matrix)).sum(1) <= before)  # NaN counts as worse
+    moved = torch.where(worse[:, None], dense, dense + change) / scale
+    return moved.masked_fill(mask, 0).to(weight.dtype)
+
+
+def tokens(row, options: Mapping) -> Mapping[str, Tensor]:
+    """Say which tokens of a row (:class:`tamp.walk.Row`) the update looks at, ``{name: (t,) bool}``.
+
+    A quarter of the tokens that are no text says nearly as much about how inputs resemble each other as all of them.
+    """
+    chosen = everything(row.codes)
+    if options["update_tokens"] != "all":
+        words = row.codes == TEXT
+        chosen = words
+        if options["update_tokens"] == "quarter":
+            others = everything(row.codes) & ~words
+            chosen = words | (others & (others.cumsum(0) % 4 == 1))
+    return by_matrix(row, chosen)
+
+
+UPDATES = {
+    "none": Update(apply=None, summary="stay as they are"),
+    "least_squares": Update(
+        apply=lambda weight, mask, hessian, options: least_squares(
+            weight, mask, hessian, damping=options["update_damping"], steps=options["update_steps"]
+        ),
+        statistic=partial(Hessian, dtype=torch.float32),
+        options={
+            "update_tokens": Option(
+                "all",
+                "tokens that the update looks at: all, text, or text and a quarter of the others",
+                choices=("all", "text", "quarter"),
+            ),
+            "update_damping": Option(0.1, "how much the dense weights are held on to", least=0),
+            "update_steps": Option(10, "steps of conjugate gradients at most", least=1),
+        },
+        summary="make up for the dropped ones by least squares",
+        source="Meng et al. 2024, arXiv 2406.07831",
+    ),
+}
+"""Updates by name."""
