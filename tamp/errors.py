@@ -36,6 +36,17 @@ def missing_package(error: ImportError) -> str:
     Returns:
         The sentence: torchvision does not fit torch, an extra of tamp brings what is missing, or the error's first line.
     """
+    if misfit := torchvision_misfit():
+        return misfit
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    for package in ("num2words", "torchvision"):
+        if importlib.util.find_spec(package) is None and package in str(error).lower():
+            return f"its processor needs {package}, which is not installed: pip install {package}"
+    return lines[0]
+
+
+def torchvision_misfit() -> str:
+    """Say that the torchvision that is installed does not fit torch; empty if it does, or none is."""
     if importlib.util.find_spec("torchvision"):
         try:
             importlib.import_module("torchvision")
@@ -45,8 +56,4 @@ def missing_package(error: ImportError) -> str:
                 f"{versions[0]} does not fit {versions[1]} (importing it fails: {fault}). Install the torchvision "
                 "release made for this torch, or uninstall torchvision."
             )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    for package in ("num2words", "torchvision"):
-        if importlib.util.find_spec(package) is None and package in str(error).lower():
-            return f"its processor needs {package}, which is not installed: pip install {package}"
-    return lines[0]
+    return ""

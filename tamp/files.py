@@ -33,14 +33,22 @@ def sha256(path: Path) -> str:
 
 
 def check_free(folder: str | Path, overwrite: bool = False) -> Path:
-    """Check that an output folder may be written.
+    """Check that an output folder may be written, and can be.
+
+    Returns:
+        The folder, ``~`` filled in; where a link leads to, not the link.
 
     Raises:
-        UserError: if it exists and is not empty, unless ``overwrite`` is given.
+        UserError: if it exists and is not empty, unless ``overwrite`` is given; or if nothing can be written there.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser().resolve()
     if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists; choose another folder, or overwrite it (overwrite=True, --overwrite).")
+    there = next(path for path in folder.parents if path.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=there).cleanup()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror} ({there}). Choose another folder.") from error
     return folder
 
 

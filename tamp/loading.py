@@ -10,11 +10,9 @@ import transformers
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from tamp import zoo
-from tamp.checkpoint import SPEAKERS
-from tamp.errors import UserError, missing_package, unknown
+from tamp.errors import UserError, missing_package, torchvision_misfit, unknown
 
 TORCHVISION_FILTERS = {Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
 """What torchvision resizes tensors with; transformers prefers it to PIL wherever it is installed."""
@@ -187,6 +185,8 @@ def _weights(architecture: type):
 
 def _speakers(model, source: str) -> None:
     """Load the voices of a model that talks, if they lie beside it."""
+    from tamp.checkpoint import SPEAKERS
+
     path = transformers.utils.cached_file(source, SPEAKERS, _raise_exceptions_for_missing_entries=False)
     if path is not None:
         model.load_speakers(path)
@@ -231,6 +231,8 @@ def _processor(name: str, source: str, config):
     Raises:
         UserError: if there is none, or only the tokenizer of a model that takes more than text.
     """
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING  # which imports torchvision
+
     mixed = type(config) in PROCESSOR_MAPPING
     problem = None
     try:
@@ -264,7 +266,8 @@ def _told(name: str, source: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"Could not load {name!r}: {missing_package(error)}") from error
     except Exception as error:
-        raise UserError(_said(name, Path(source), error)) from error
+        misfit = torchvision_misfit()  # found on its first import, wherever that is
+        raise UserError(f"Could not load {name!r}: {misfit}" if misfit else _said(name, Path(source), error)) from error
 
 
 def _said(name: str, folder: Path, error: Exception) -> str:

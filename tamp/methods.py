@@ -5,8 +5,10 @@ a function and what goes with it, stated once: its options, what it looks at, wh
 and API page read it from here. A function of your own may be given instead of a name; it is then a row by itself.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from tamp.errors import UserError
@@ -28,17 +30,22 @@ class Option:
     least: float | None = None
     choices: tuple[str, ...] = ()
 
-    def check(self, name: str, value: Any) -> None:
-        """Check a value.
+    def check(self, name: str, value: Any) -> Any:
+        """Check a value and return it as Python's own type; numbers may be those of other libraries, such as NumPy's.
 
         Raises:
-            UserError: if it is not one of the words, or not a number of at least ``least``.
+            UserError: if it is not one of the words, or not a finite number of at least ``least``; or not a whole one where
+                the default is.
         """
         if self.choices:
             if value not in self.choices:
                 raise UserError(f"{name} must be {' or '.join(map(repr, self.choices))}, not {value!r}.")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= self.least:
-            raise UserError(f"{name} must be a number of at least {self.least:g}, not {value!r}.")
+            return value
+        whole = isinstance(self.default, int)
+        number = None if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        if number is None or not self.least <= number < math.inf or (whole and number != int(number)):
+            raise UserError(f"{name} must be a {'whole ' * whole}number of at least {self.least:g}, not {value!r}.")
+        return int(value) if whole else number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,7 @@ class Tokens(Method):
 
     Attributes:
         choose: ``(rows, options) -> masks``: per row (:class:`tamp.walk.Row`) the tokens that count, (T,) bool for all
-            matrices, or ``{name: (t,) bool}`` for each, see :func:`tamp.selection.by_matrix`.
+            matrices, (matrices, T) bool, or ``{name: (t,) bool}`` for each, see :func:`tamp.selection.by_matrix`.
         looks_at: ``"modality"``, ``"activations"`` or ``"attention"``; the last computes the attention of the last token.
         together: whether rows of several samples are chosen from at once.
     """

@@ -197,6 +197,7 @@ def to_model(model: nn.Module, sample: dict, number: int = 0) -> dict[str, Tenso
     batch = {
         key: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
         for key, value in sample.items()
+        if key != "labels"  # of training: a model would compute a loss
     }
     codes = set(modality(model, batch).unique().tolist())
     media = media_inputs(batch)

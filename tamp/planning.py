@@ -41,6 +41,7 @@ def plan(
         UserError: if a sample or a width does not fit.
     """
     check_model(model, allow_partial)
+    samples = None if samples is None else list(samples)
     seen = samples[slice(recipe.allocation_samples)] if samples and recipe.allocation_needs_samples else []
     if recipe.allocation_needs_samples and not seen:
         raise UserError(

@@ -60,6 +60,7 @@ def prune(
         UserError: if a sample, a width or the plan does not fit, or too much of the decoder would be left out. An exception
             that leaves the model partly pruned says so in a note.
     """
+    samples = None if samples is None else list(samples)
     blocks = models.blocks(model)
     left_out = planning.check_model(model, allow_partial)
     if plan is not None:

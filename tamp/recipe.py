@@ -94,7 +94,7 @@ class Recipe:
         object.__setattr__(self, "pattern", pattern)
         object.__setattr__(self, "sparsity", _sparsity(sparsity, pattern))
         if allocation_samples is not None:
-            SAMPLES.check("allocation_samples", allocation_samples)
+            allocation_samples = SAMPLES.check("allocation_samples", allocation_samples)
         object.__setattr__(self, "allocation_samples", allocation_samples)
         if criterion == "magnitude" and tokens != "all":
             raise UserError(
@@ -106,11 +106,11 @@ class Recipe:
     def _settled(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of the chosen methods, given or by default; check those that were given."""
         own = {name: option for row in self.rules for name, option in row.options.items()}
-        known = options()
+        known, given = options(), dict(given)
         for name, value in given.items():
             if name not in known:
                 raise unknown("recipe field", name, [*FIELDS, *known])
-            known[name].check(name, value)
+            value = given[name] = known[name].check(name, value)
             if name not in own and value != known[name].default:
                 axis, users = _users(name)
                 raise UserError(

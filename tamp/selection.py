@@ -306,10 +306,12 @@ def _each(select: Callable) -> Callable:
     return lambda rows, options: [select(row, options) for row in rows]
 
 
-def _amia(rows: Sequence, options: Mapping) -> list[dict[str, Tensor]]:
-    """Choose for every matrix of every row. Where the attention cannot be read, all tokens count, and so does what is not of
-    the sequence."""
-    chosen: list[dict[str, Tensor]] = [{} for _ in rows]
+def _amia(rows: Sequence, options: Mapping) -> list[Tensor | dict[str, Tensor]]:
+    """Choose for every matrix of every row: (matrices, T) bool where all saw the sequence as it is, else a mask for each.
+
+    Where the attention cannot be read, all tokens count, and so does what is not of the sequence.
+    """
+    chosen: list[Tensor | dict[str, Tensor]] = [{} for _ in rows]
     whole, routed = [], []  # (row, matrices, positions): sets of about the same length are picked together
     for number, row in enumerate(rows):
         for names, places in row.groups():
@@ -329,8 +331,11 @@ def _amia(rows: Sequence, options: Mapping) -> list[dict[str, Tensor]]:
             threshold=options["amia_threshold"],
             within=options["amia_similarity"],
         )
-        for (number, names, _), picked in zip(sets, picks):
-            chosen[number] |= dict(zip(names, picked))
+        for (number, names, places), picked in zip(sets, picks):
+            if places is None and len(names) == len(rows[number].inputs):
+                chosen[number] = picked
+            else:
+                chosen[number] |= dict(zip(names, picked))
     return chosen
 
 

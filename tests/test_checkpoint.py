@@ -116,7 +116,7 @@ def test_a_full_disk_or_a_crash_leaves_nothing_or_the_old_folder(mini, tmp_path,
 
 def test_a_place_that_cannot_be_written_is_named(mini, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write beside"):
+    with pytest.raises(UserError, match="cannot be written"):
         tamp.save(*mini, tmp_path / "file" / "out")
 
 
@@ -128,3 +128,16 @@ def test_other_families_are_saved_without_a_processor(family, tmp_path):
     again = type(model).from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     assert json.loads((folder / checkpoint.MANIFEST).read_text())["report"]["sparsity"] == report.sparsity
+
+
+def test_a_link_leads_to_its_folder_and_a_tilde_home(mini, tmp_path, monkeypatch):
+    real = tmp_path / "real"
+    real.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tamp.save(*mini, link)
+    assert link.is_symlink() and (real / "config.json").is_file()
+    tamp.save(*mini, "~/home")
+    assert (tmp_path / "home" / "config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "link", "real"], "nothing is left beside them"

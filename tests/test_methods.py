@@ -134,3 +134,17 @@ def test_a_new_row_is_a_method_everywhere(monkeypatch):
     assert tamp.prune(model, samples, recipe, progress=False).sparsity == 0.5
     with pytest.raises(UserError, match="size"):
         Recipe(allocation="sizes")
+
+
+def test_numbers_of_other_libraries_are_taken_and_whole_ones_must_be_whole():
+    import numpy as np
+
+    recipe = Recipe(tokens="amia", amia_neighbours=np.int64(5), das_cap=np.float32(0.25), allocation_samples=8.0)
+    assert recipe.options["amia_neighbours"] == 5 and type(recipe.options["amia_neighbours"]) is int
+    assert recipe.options["das_cap"] == 0.25 and type(recipe.options["das_cap"]) is float
+    assert recipe.allocation_samples == 8 and type(recipe.allocation_samples) is int
+    for bad in (64.5, float("inf"), float("nan"), "64", True, None):
+        with pytest.raises(UserError, match="amia_neighbours must be a whole number of at least 1"):
+            Recipe(amia_neighbours=bad)
+    with pytest.raises(UserError, match="das_cap must be a number of at least 0"):
+        Recipe(das_cap=float("inf"))

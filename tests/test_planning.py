@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_pruning import EVERY, run
 
-from tamp import allocation, diversity, models, passes, planning, pruning, scores, walk
+from tamp import allocation, diversity, matrices, models, passes, planning, pruning, scores, walk
 from tamp.recipe import Recipe
 
 
@@ -61,8 +61,9 @@ def test_higher_diversity_keeps_more_and_the_cap_holds():
         assert ordered["got"].is_monotonic_decreasing
 
 
-def test_owl_counts_the_outliers_of_a_constructed_block():
+def test_owl_counts_the_outliers_of_a_constructed_block(monkeypatch):
     """Inputs and weights of a block are set so that the outliers of Wanda's metric can be counted by hand."""
+    monkeypatch.setattr(matrices, "NARROW", 1)
     block = torch.nn.Module()
     block.one, block.two = torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(4, 2, bias=False)
     block.forward = lambda hidden: (block.one(hidden), block.two(hidden), hidden)[2]

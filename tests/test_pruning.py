@@ -359,3 +359,15 @@ def test_any_sparsity_is_met_to_one_weight(sparsity):
     model, report = run("llama", sparsity=sparsity)
     total = sum(report.plan.sizes)
     assert abs(report.sparsity * total - total * sparsity) <= 0.500001
+
+
+@pytest.mark.parametrize("allocation", ["das", "ecoflap"])
+def test_samples_may_come_from_a_generator_and_hold_labels(allocation):
+    found = []
+    for generated in (False, True):
+        model, samples = tiny.build("llava_next")
+        if generated:
+            samples = (each | {"labels": each["input_ids"]} for each in samples)
+        pruning.prune(model, samples, Recipe(allocation=allocation, sparsity=0.5), progress=False)
+        found.append(weights(model))
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())

@@ -173,6 +173,7 @@ class Runner:
         self.settings = settings
         self.model, self.processor = loading.load(settings.model, device, settings.dtype)
         self.ready = scoring.prepare(self.processor, settings.benchmark, settings.n_questions, settings.question_seed)
+        self.facts = scoring.prepare(self.processor, "facts", FACTS) if settings.text else None
         self.samples: dict[int, list[dict]] = {}
         self.scored: dict[tuple, tuple[dict[str, float], float]] = {}  # scores of an allocation, seconds they took
 
@@ -185,7 +186,7 @@ class Runner:
             pruned = copy.deepcopy(self.model)
             made |= self._prune(pruned, Recipe.spelled(method, level), seed)
         made |= score(scoring.answers(pruned, self.processor, self.ready, progress=False))
-        return made | (text_scores(pruned, self.processor) if self.settings.text else {})
+        return made | (text_scores(pruned, self.processor, self.facts) if self.facts else {})
 
     def _prune(self, pruned: nn.Module, recipe: Recipe, seed: int) -> dict:
         """Prune a copy and return what is recorded of it; scores of an allocation do not depend on the level: they are
@@ -241,12 +242,12 @@ def score(scored: pd.DataFrame) -> dict:
     }
 
 
-def text_scores(model: nn.Module, processor) -> dict:
+def text_scores(model: nn.Module, processor, questions: scoring.Benchmark) -> dict:
     """Measure what is left of the language model: perplexity of two texts, and the choice among answers about facts."""
     texts = prose.texts()
     made = {
         name: round(scoring.perplexity(model, processor, texts[name], TEXT_WINDOW, TEXT_WINDOWS, progress=False), 3)
         for name in ("documentation", "licence")
     }
-    facts = scoring.answers(model, processor, "facts", FACTS, progress=False)
+    facts = scoring.answers(model, processor, questions, progress=False)
     return {**made, "facts": round(facts["choice_correct"].mean(), 4)}

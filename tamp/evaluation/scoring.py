@@ -125,7 +125,7 @@ def _together(model: nn.Module, ready: Benchmark, known: Proof, keep: bool, prog
         except Exception as error:  # whatever a family does not take: plain passes tell whether it works at all
             wrong = plain.said(error)
         if made and (kind := proof.kind(group, sequences)) not in known.kinds:
-            wrong = proof.fault(model, group, sequences, made)
+            wrong = proof.fault(model, group, call, sequences, made)
             known.kinds.add(kind)
         if wrong:
             known.refuse(model, wrong)

@@ -129,7 +129,7 @@ def _sequence(
     keep = torch.tensor(wanted, device=device)
     chosen = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(part.forward).parameters else {}
     logits = part(
-        inputs_embeds=part.get_input_embeddings()(ids[None]),
+        input_ids=ids[None],
         attention_mask=mask,
         position_ids=_positions(call, place),
         use_cache=True,

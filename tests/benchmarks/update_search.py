@@ -1,0 +1,98 @@
+"""Do weights that adapt to a mask which tokens chose beat SparseGPT? Candidates and rules, fixed before anything was run.
+
+    python tests/benchmarks/update_search.py choose --model smol-llava-next
+    python tests/benchmarks/update_search.py confirm --model smol-llava-next
+
+Every candidate is a mask of the package under ``update="least_squares"``. They are compared once, on the seeds and
+questions of `CHOOSE`, and one is chosen per model: of those that take at most `COST` times the seconds of SparseGPT in the
+same run, the one with the lowest mean answer NLL. It is then compared once more with the references, on the seeds and
+questions of `CONFIRM`, which played no part in the choice. It is above SparseGPT at a level if the paired 95 % interval of
+its accuracy there is above zero, and beside it if the interval holds zero; it keeps the language if its mean perplexity
+of documentation is not above SparseGPT's.
+"""
+
+import argparse
+import dataclasses
+import statistics
+
+import quality
+import recording
+import torch
+
+import tamp
+from tamp.evaluation import results
+
+REFERENCES = ("sparsegpt", "tamp", "atv", "text")
+CANDIDATES = (
+    "magnitude:update=least_squares",  # a mask that looked at no sample
+    "wanda:update=least_squares",
+    "text:update=least_squares",
+    "atv:update=least_squares",
+    "amia:update=least_squares",
+    "tamp:update=least_squares",
+    "text:update=least_squares,update_tokens=quarter",
+    "text:update=least_squares,update_tokens=text",
+    "text:update=least_squares,update_damping=0.01",
+)
+COST = 1.0
+CHOOSE = {"n_questions": 100, "question_seed": 21, "calibration_seeds": (30,)}
+CONFIRM = {"n_questions": 500, "question_seed": 22, "calibration_seeds": (40, 41, 42)}
+RECORDS = {"choose": "update_choice", "confirm": "update_confirmation"}
+LEVELS = {"mini-llava-next": (0.6, 0.7, 0.8), "smol-llava-next": (0.5, 0.6)}
+
+
+def chosen(grid: dict) -> str:
+    """Return the candidate that the rule of the choice gives on a recorded comparison.
+
+    Raises:
+        ValueError: if a candidate or SparseGPT is missing at a level or seed.
+    """
+    levels = results.levels(grid)
+    base = [cell for level in levels for cell in results.cells_of(grid, "sparsegpt", level)]
+    likelihood = {}
+    for method in CANDIDATES:
+        cells = [cell for level in levels for cell in results.cells_of(grid, method, level)]
+        if not cells or len(cells) != len(base):
+            raise ValueError(f"the comparison lacks cells of {method}")
+        if statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base)) <= COST:
+            likelihood[method] = results.mean(cells, "nll")
+    return min(likelihood, key=likelihood.get)
+
+
+def verdicts(grid: dict, method: str) -> dict:
+    """Return what the confirmation found per level: ``"above"``, ``"beside"`` or ``"below"`` SparseGPT."""
+    found = {}
+    for level in results.levels(grid):
+        _, low, high = results.interval(
+            results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level)
+        )
+        found[level] = "above" if low > 0 else "below" if high < 0 else "beside"
+    return found
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Run the cells that are missing of one of the two comparisons, and return it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("choose", "confirm"))
+    parser.add_argument("--model", default="smol-llava-next", choices=LEVELS)
+    options = parser.parse_args(arguments)
+    if options.stage == "choose":
+        stage, methods = CHOOSE, CANDIDATES
+    else:
+        stage, methods = CONFIRM, (chosen(results.recorded(quality.name(options.model, RECORDS["choose"]))),)
+    usual, *_ = quality.GRIDS[options.model]
+    torch.set_num_threads(1)
+    asked = {name: stage[name] for name in ("n_questions", "question_seed")}
+    return tamp.compare(
+        dataclasses.replace(usual, **asked),
+        (*REFERENCES, *methods) if options.stage == "confirm" else ("sparsegpt", *methods),
+        LEVELS[options.model],
+        stage["calibration_seeds"],
+        out=recording.RESULTS / f"{quality.name(options.model, RECORDS[options.stage])}.json",
+        baseline="sparsegpt",
+        device="cpu",
+    )
+
+
+if __name__ == "__main__":
+    main()
