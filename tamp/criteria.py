@@ -24,10 +24,11 @@ class MeanSquare:
         self.total = torch.zeros(width, dtype=torch.float64, device=device)
         self.count = 0
 
-    def add(self, inputs: Tensor) -> Tensor:
-        """Add tokens, (tokens, width), and return what they add to the total."""
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
         _check_width(inputs, len(self.total))
-        part = inputs.float().square().sum(0, dtype=torch.float64)
+        squares = inputs.float().square()
+        part = (squares if mass is None else squares * mass[:, None]).sum(0, dtype=torch.float64)
         self.total += part
         self.count += len(inputs)
         return part
@@ -37,6 +38,29 @@ class MeanSquare:
         return (self.total / max(self.count, 1)).float()
 
 
+class Variance:
+    """Accumulates the variance over tokens of the inputs of a linear."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(2, width, dtype=torch.float64, device=device)  # of squares, of values
+        self.count = 0
+
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
+        _check_width(inputs, self.total.shape[1])
+        values = inputs.double()
+        weighted = values if mass is None else values * mass[:, None]
+        part = torch.stack([(weighted * values).sum(0), weighted.sum(0)])
+        self.total += part
+        self.count += len(inputs)
+        return part
+
+    def value(self) -> Tensor:
+        """Return the variance of every input, (width,) float32."""
+        square, mean = self.total / max(self.count, 1)
+        return (square - mean.square()).clamp(min=0).float()
+
+
 class Hessian:
     """Accumulates the mean over tokens of ``x x^T``, the Hessian of a linear's squared error up to a factor."""
 
@@ -44,11 +68,11 @@ class Hessian:
         self.total = torch.zeros(width, width, dtype=dtype, device=device)
         self.count = 0
 
-    def add(self, inputs: Tensor) -> Tensor:
-        """Add tokens, (tokens, width), and return what they add to the total."""
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
         _check_width(inputs, len(self.total))
         inputs = inputs.float()
-        part = inputs.T @ inputs
+        part = (inputs if mass is None else inputs * mass[:, None]).T @ inputs
         self.total += part
         self.count += len(inputs)
         return part
@@ -87,6 +111,24 @@ def wanda(weight: Tensor, mean_square: Tensor) -> Tensor:
             f"the statistic has shape {tuple(mean_square.shape)}"
         )
     return weight.float().abs() * mean_square.float().sqrt()  # (out, in)
+
+
+def ria(weight: Tensor, mean_square: Tensor) -> Tensor:
+    """Score weights by their share of their row and of their column, times the root of the norm of their input.
+
+    Zhang et al. 2024 (RIA, ICLR), with its exponent 0.5.
+
+    Args:
+        weight: (out, in).
+        mean_square: (in,), from :class:`MeanSquare`.
+
+    Returns:
+        (out, in) float32 metric.
+    """
+    size = weight.float().abs()
+    tiny = torch.finfo(torch.float32).tiny
+    shares = size / size.sum(0).clamp(min=tiny) + size / size.sum(1, keepdim=True).clamp(min=tiny)  # (out, in)
+    return shares * mean_square.float().pow(0.25)
 
 
 def sparsegpt(
@@ -189,7 +231,7 @@ def sparsegpt(
 
 
 def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
-    """Add the chosen tokens (T,) bool of every matrix's inputs (T, in) to its accumulator.
+    """Add the chosen tokens (T,) of every matrix's inputs (T, in) to its accumulator: bool, or a mass for each token.
 
     Matrices that read the same tensor and the same tokens (query, key and value, say) share the work.
     """
@@ -198,7 +240,10 @@ def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor
         readers[tensor.data_ptr(), tensor.shape, id(chosen[name])].append(name)
     for first, *others in readers.values():
         tensor, mask = inputs[first], chosen[first]
-        part = statistics[first].add(tensor if mask.all() else tensor[mask])
+        if mask.dtype != torch.bool:
+            part = statistics[first].add(tensor[mask > 0], mask[mask > 0])
+        else:
+            part = statistics[first].add(tensor if mask.all() else tensor[mask])
         for name in others:
             statistics[name].total += part
             statistics[name].count = statistics[first].count
@@ -263,6 +308,18 @@ CRITERIA = {
         statistic=MeanSquare,
         summary="absolute value times the norm of the input",
         source="Sun et al. 2023, arXiv 2306.11695",
+    ),
+    "ria": Criterion(
+        metric=lambda weight, statistic: ria(weight, statistic.value()),
+        statistic=MeanSquare,
+        summary="share of its row and column, times the root of the norm of the input",
+        source="Zhang et al. 2024, ICLR",
+    ),
+    "stade": Criterion(
+        metric=lambda weight, statistic: wanda(weight, statistic.value()),
+        statistic=Variance,
+        summary="absolute value times the standard deviation of the input",
+        source="arXiv 2503.22451",
     ),
     "sparsegpt": Criterion(
         update=_sparsegpt,

@@ -22,12 +22,14 @@ class Option:
         default: its value if none is given; its type is the option's.
         meaning: what it does, as a phrase.
         least: the smallest number allowed.
+        most: the largest number allowed, if there is one.
         choices: the words allowed, for an option that is a word.
     """
 
     default: Any
     meaning: str
     least: float | None = None
+    most: float | None = None
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> Any:
@@ -43,8 +45,10 @@ class Option:
             return value
         whole = isinstance(self.default, int)
         number = None if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-        if number is None or not self.least <= number < math.inf or (whole and number != int(number)):
-            raise UserError(f"{name} must be a {'whole ' * whole}number of at least {self.least:g}, not {value!r}.")
+        most = math.nextafter(math.inf, 0) if self.most is None else self.most
+        if number is None or not self.least <= number <= most or (whole and number != int(number)):
+            bounds = f"of at least {self.least:g}" if self.most is None else f"from {self.least:g} to {self.most:g}"
+            raise UserError(f"{name} must be a {'whole ' * whole}number {bounds}, not {value!r}.")
         return int(value) if whole else number
 
 

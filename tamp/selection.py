@@ -57,6 +57,27 @@ def atv(before: Tensor, after: Tensor, modality: Tensor, text: int, alpha: float
     return chosen
 
 
+def balanced(modality: Tensor, text: int, share: float = 0.5) -> Tensor:
+    """Give text and everything else their shares of the mass of a sequence, the same for each token of either.
+
+    Visual tokens are many and alike; in a plain mean they drown the text.
+
+    Args:
+        modality: (T,), a whole number per token, negative = padding.
+        text: the number that stands for text.
+        share: of text, in [0, 1].
+
+    Returns:
+        (T,) float32, with a mean of one over the tokens that are not padding; all ones where there is but one kind.
+    """
+    words, every = modality == text, everything(modality)
+    others = every & ~words
+    if not words.any() or not others.any():
+        return every.float()
+    total = every.sum()
+    return words * (share * total / words.sum()) + others * ((1 - share) * total / others.sum())
+
+
 @dataclass(frozen=True)
 class Graph:
     """The tokens of L linears of one sample, ready for picking.
@@ -278,7 +299,7 @@ def by_matrix(row, chosen: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor
 
     Args:
         row: a :class:`tamp.walk.Row`.
-        chosen: (T,) bool over the sequence, (matrices, T) bool, or already a mask per matrix by name.
+        chosen: (T,) over the sequence, bool or a mass per token; (matrices, T); or already one per matrix by name.
 
     Returns:
         ``{name: (t,) bool}``. Tokens that are not of the sequence always count.
@@ -298,6 +319,8 @@ def by_matrix(row, chosen: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor
 
 def _at(chosen: Tensor, places: Tensor) -> Tensor:
     """Look up which tokens count at some positions (t,), -1 for what is not of the sequence."""
+    if chosen.dtype != torch.bool:
+        return torch.where(places < 0, 1.0, chosen[places.clamp(min=0)])
     return (places < 0) | chosen[places.clamp(min=0)]
 
 
@@ -343,6 +366,12 @@ TOKENS = {
     "all": Tokens(choose=_each(lambda row, options: everything(row.codes)), looks_at="modality", summary="every token"),
     "text": Tokens(
         choose=_each(lambda row, options: text(row.codes, TEXT)), looks_at="modality", summary="text tokens"
+    ),
+    "balanced": Tokens(
+        choose=_each(lambda row, options: balanced(row.codes, TEXT, options["text_share"])),
+        looks_at="modality",
+        options={"text_share": Option(0.5, "share of text tokens in the mean, from 0 to 1", least=0, most=1)},
+        summary="every token, text and the others with a fixed share each",
     ),
     "atv": Tokens(
         choose=_each(lambda row, options: atv(row.before, row.after, row.codes, TEXT, options["atv_alpha"])),

@@ -116,7 +116,7 @@ def test_every_method_says_what_it_does_and_all_but_the_plain_ones_where_it_is_f
     for table in METHODS.values():
         for name, row in table.items():
             assert row.summary, name
-            assert bool(row.source) == (name not in ("uniform", "all", "text", "magnitude", "none")), name
+            assert bool(row.source) == (name not in ("uniform", "all", "text", "balanced", "magnitude", "none")), name
 
 
 def test_presets_are_rows_of_the_tables():
@@ -148,3 +148,38 @@ def test_numbers_of_other_libraries_are_taken_and_whole_ones_must_be_whole():
             Recipe(amia_neighbours=bad)
     with pytest.raises(UserError, match="das_cap must be a number of at least 0"):
         Recipe(das_cap=float("inf"))
+
+
+def test_ria_is_its_formula():
+    weight = torch.tensor([[1.0, -3.0, 0.0], [2.0, 1.0, 0.0]])
+    square = torch.tensor([16.0, 1.0, 4.0])
+    found = criteria.ria(weight, square)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        size = weight.abs()
+        expected = (size[i, j] / size[:, j].sum() + size[i, j] / size[i].sum()) * square[j].sqrt() ** 0.5
+        assert found[i, j].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (found[:, 2] == 0).all(), "an input that no row reads is no division by zero"
+
+
+def test_the_variance_is_that_of_all_tokens_together():
+    tokens = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) + 3
+    statistic = criteria.Variance(4)
+    for part in tokens.split(7):
+        statistic.add(part)
+    torch.testing.assert_close(statistic.value(), tokens.var(0, correction=0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_balanced_tokens_give_each_kind_its_share_of_the_mean_square(share):
+    modality = torch.tensor([0, 0, 0, 1, 2, 2, -1])
+    tokens = torch.arange(1.0, 8.0)[:, None]
+    mass = selection.balanced(modality, models.TEXT, share)
+    assert mass[-1] == 0 and mass[:6].sum().item() == pytest.approx(6)
+    statistics = {"one": criteria.MeanSquare(1)}
+    criteria.add(statistics, {"one": tokens}, {"one": mass})
+    text, others = tokens[4:6].square().mean(), tokens[:4].square().mean()
+    statistic = statistics["one"].total / 6
+    assert statistic.item() == pytest.approx((share * text + (1 - share) * others).item(), rel=1e-6)
+    assert selection.balanced(torch.tensor([2, 2, -1]), models.TEXT, share).tolist() == [1, 1, 0]
+    with pytest.raises(UserError, match="text_share must be a number from 0 to 1"):
+        Recipe(tokens="balanced", text_share=1.5)

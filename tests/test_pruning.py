@@ -147,6 +147,13 @@ def by_hand(model, samples, tokens: str, sparsity: float) -> list[torch.Tensor]:
         for name, linear in models.linears(block).items():
             picked = []
             for (inputs, outputs), row, code, (before, after) in zip(seen[name], rows, codes, through):
+                if tokens == "balanced":  # half of the mass each, written as tokens of another length
+                    words = code == models.TEXT
+                    mass = torch.ones(len(code))
+                    if words.any() and not words.all():
+                        mass = torch.where(words, len(code) / 2 / words.sum(), len(code) / 2 / (~words).sum())
+                    picked.append(inputs.double() * mass.double().sqrt()[:, None])
+                    continue
                 keep = {
                     "all": code >= 0,
                     "text": code == models.TEXT,
@@ -327,7 +334,7 @@ def test_a_model_that_is_not_in_memory_is_refused():
         ({"pattern": "5:4"}, "n of every m"),
         ({"pattern": "2/4"}, "2:4"),
         ({"pattern": "2:4", "sparsity": 0.6}, "one of the two"),
-        ({"tokens": "visual"}, "There are: all, text, atv, amia"),
+        ({"tokens": "visual"}, "There are: all, text, balanced, atv, amia"),
         ({"criterion": "wand"}, "Did you mean 'wanda'"),
         ({"das_cap": -1}, "das_cap"),
         ({"amia_neighbours": 0}, "at least 1"),

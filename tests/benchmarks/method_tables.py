@@ -73,4 +73,4 @@ def allowed(option: Option) -> str:
     """Write the values that an option takes."""
     if option.choices:
         return " or ".join(f"`{choice!r}`" for choice in option.choices)
-    return f"at least {option.least:g}"
+    return f"at least {option.least:g}" if option.most is None else f"{option.least:g} to {option.most:g}"

@@ -18,6 +18,7 @@ import quality
 import real_lm
 import recording
 import search
+import update_search
 from matplotlib.figure import Figure
 
 from tamp.evaluation import figures, results, scoring
@@ -329,6 +330,11 @@ PAGES = {
         "control": lambda: control_table(read("das_control")),
         "sound": lambda: quality_table(read("smol_av_quality")),
         "search": lambda: "\n".join(map(search_line, ("mini", "smol"))),
+        "update mini": lambda: update_search.table(read("mini_update_choice")),
+        "update smol": lambda: update_search.table(read("smol_update_choice")),
+        "update": lambda: update_search.line(
+            read("mini_update_confirmation"), update_search.chosen(read("mini_update_choice"))
+        ),
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },

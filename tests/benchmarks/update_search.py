@@ -70,6 +70,42 @@ def verdicts(grid: dict, method: str) -> dict:
     return found
 
 
+def table(grid: dict) -> str:
+    """Write accuracy, likelihood, perplexity and seconds against SparseGPT's, per method and level."""
+    levels = results.levels(grid)
+    lines = [f"| `{grid['model']}` | {' | '.join(map(results.level_name, levels))} |", "|---" * (len(levels) + 1) + "|"]
+    for method in results.methods(grid):
+        row = []
+        for level in levels:
+            cells, base = (results.cells_of(grid, name, level) for name in (method, "sparsegpt"))
+            said = f"{100 * results.mean(cells, 'accuracy'):.1f} ({results.mean(cells, 'nll'):.2f}"
+            if "documentation" in cells[0]:
+                said += f"; {results.mean(cells, 'documentation'):.0f}"
+            cost = statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base))
+            row.append(f"{said}) {cost:.2f} x")
+        lines.append(f"| `{method}` | {' | '.join(row)} |")
+    text = "; perplexity of documentation" if "documentation" in grid["cells"][0] else ""
+    seeds = len({cell["calibration_seed"] for cell in grid["cells"] if cell["level"]})
+    note = (
+        f"Accuracy in per cent (answer NLL{text}) and seconds in units of SparseGPT's. {grid['n_questions']} questions, "
+        f"{grid['n_samples']} calibration samples, {seeds} calibration {'seed' if seeds == 1 else 'seeds'}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def line(grid: dict, method: str) -> str:
+    """Return what a confirmation found of the chosen method, as a sentence."""
+    said = []
+    for level, verdict in verdicts(grid, method).items():
+        points, low, high = results.interval(
+            results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level)
+        )
+        said.append(
+            f"{verdict} SparseGPT at {results.level_name(level)}, {points:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        )
+    return f"* `{grid['model']}`, `{method}`: {'; '.join(said)}."
+
+
 def main(arguments: list[str] | None = None) -> dict:
     """Run the cells that are missing of one of the two comparisons, and return it."""
     parser = argparse.ArgumentParser(description=__doc__)
