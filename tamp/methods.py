@@ -91,7 +91,7 @@ class Tokens(Method):
 
     Attributes:
         choose: ``(rows, options) -> masks``: per row (:class:`tamp.walk.Row`) the tokens that count, (T,) bool for all
-            matrices, (matrices, T) bool, or ``{name: (t,) bool}`` for each, see :func:`tamp.selection.by_matrix`.
+            matrices, (matrices, T) bool, or ``{name: (t,) bool}`` for each, see :func:`tamp.choices.by_matrix`.
         looks_at: ``"modality"``, ``"activations"`` or ``"attention"``; the last computes the attention of the last token.
         together: whether rows of several samples are chosen from at once.
     """

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tamp import criteria, masks, models, passes, planning, plans, selection, updates, walk
+from tamp import choices, criteria, masks, models, passes, planning, plans, updates, walk
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
@@ -215,7 +215,7 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
     def add() -> None:
         if statistics:
             for row, chosen in zip(waiting, rule.choose(waiting, recipe.options)):
-                criteria.add(statistics, row.inputs, selection.by_matrix(row, chosen))
+                criteria.add(statistics, row.inputs, choices.by_matrix(row, chosen))
         if update.apply:
             for row in waiting:
                 criteria.add_shared(hessians, update.statistic, row.inputs, updates.tokens(row, recipe.options))

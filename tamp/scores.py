@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from tamp import allocation, criteria, diversity, models, passes, selection, walk
+from tamp import allocation, choices, criteria, diversity, models, passes, walk
 from tamp.errors import UserError
 from tamp.methods import Allocation, Option
 
@@ -86,7 +86,7 @@ def owl(step: walk.Step, options: Mapping) -> dict[str, float]:
         name: criteria.MeanSquare(linear.in_features, linear.weight.device) for name, linear in step.linears.items()
     }
     for row in step:
-        criteria.add(squares, row.inputs, selection.by_matrix(row, row.codes >= 0))
+        criteria.add(squares, row.inputs, choices.by_matrix(row, row.codes >= 0))
     criteria.pool(squares)
     metrics = [criteria.wanda(linear.weight, squares[name].value()) for name, linear in step.linears.items()]
     entries = sum(metric.numel() for metric in metrics)

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tamp.choices import by_matrix, everything
 from tamp.criteria import Hessian
 from tamp.methods import Option, Update
 from tamp.models import TEXT
-from tamp.selection import by_matrix, everything
 
 
 def least_squares(

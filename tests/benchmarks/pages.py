@@ -330,8 +330,8 @@ PAGES = {
         "control": lambda: control_table(read("das_control")),
         "sound": lambda: quality_table(read("smol_av_quality")),
         "search": lambda: "\n".join(map(search_line, ("mini", "smol"))),
-        "update mini": lambda: update_search.table(read("mini_update_choice")),
-        "update smol": lambda: update_search.table(read("smol_update_choice")),
+        "update_mini": lambda: update_search.table(read("mini_update_choice")),
+        "update_smol": lambda: update_search.table(read("smol_update_choice")),
         "update": lambda: update_search.line(
             read("mini_update_confirmation"), update_search.chosen(read("mini_update_choice"))
         ),
