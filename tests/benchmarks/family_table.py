@@ -76,22 +76,22 @@ def evaluated(model, samples: list[dict]) -> str:
 
 
 def table(recorded: list[dict], media: bool) -> str:
-    """Write a row per family that takes pictures, video or sound, or of those that take text alone."""
-    columns = ["family", "takes", "pruned", "experts", "all tokens count in", "evaluated by"]
+    """Write a row per family that takes pictures, video or sound, or of those that take text alone; then who is refused."""
+    columns = ["family", *(["takes"] if media else []), "pruned", "experts", "all tokens", "scored"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    refused = []
     for row in recorded:
         if bool(row["media"]) != media:
             continue
-        cells = [f"`{row['family']}`", ", ".join(row["media"]) or "text"]
         if row["refused"]:
-            lines.append(f"| {' | '.join(cells)} | no: {row['refused'].partition('.')[0]} | | | |")
+            refused.append(f"* `{row['family']}`: {row['refused'].partition('. ')[0].rstrip('.')}.")
             continue
-        missed = row["missed"] > MOST_MISSED
-        cells.append(f"but for {row['missed']:.0%} of this tiny one, if allowed" if missed else "yes")
-        cells.append(f"{row['experts']} matrices" if row["experts"] else "")
-        cells.append(f"{row['unread']} of {row['blocks']} blocks" if row["unread"] else "")
+        cells = [f"`{row['family']}`", *([", ".join(row["media"])] if media else [])]
+        cells.append(f"but for {row['missed']:.0%}" if row["missed"] > MOST_MISSED else "yes")
+        cells.append(f"{row['experts']}" if row["experts"] else "")
+        cells.append(f"{row['unread']} of {row['blocks']}" if row["unread"] else "")
         lines.append(f"| {' | '.join(cells)} | {row['evaluated']} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "Refused, with what `tamp` says:", "", *refused])
 
 
 def main() -> None:
