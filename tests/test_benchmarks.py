@@ -17,6 +17,7 @@ import search
 import selection_speed
 import tiny
 import torch
+import update_search
 
 from tamp import Recipe
 from tamp.evaluation import results
@@ -121,6 +122,19 @@ def test_the_search_confirms_only_what_is_clearly_better(right, strictly, otherw
     ]
     assert search.holds({"cells": cells}, "new") is strictly
     assert search.holds({"cells": cells}, "new", strictly=False) is otherwise
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(150, "above"), (100, "beside"), (60, "below")])
+def test_an_update_is_above_beside_or_below_sparsegpt(right, verdict):
+    cells = [
+        found(method, level, seed, {"new": right}.get(method, 100), 1.0, 1.0)
+        for method in ("sparsegpt", "new")
+        for level in (0.5, 0.6)
+        for seed in range(3)
+    ]
+    assert update_search.verdicts({"cells": cells}, "new") == {0.5: verdict, 0.6: verdict}
+    said = update_search.line({"cells": cells, "model": "m"}, "new")
+    assert said.count(f"{verdict} SparseGPT at") == 2 and said.startswith("* `m`, `new`: ")
 
 
 def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path, processor, monkeypatch):

@@ -44,22 +44,23 @@ RECORDS = {"choose": "choice", "confirm": "confirmation"}
 LEVELS = {"mini-llava-next": (0.7, 0.8), "smol-llava-next": (0.5, 0.6)}
 
 
-def chosen(grid: dict) -> str:
+def chosen(grid: dict, candidates: tuple[str, ...] = CANDIDATES, baseline: str = "tamp", cost: float = COST) -> str:
     """Return the candidate that the rule of the choice gives on a recorded comparison.
 
+    It is the one with the lowest mean answer NLL among those that take at most ``cost`` times the baseline's seconds.
+
     Raises:
-        ValueError: if a candidate or a reference is missing at a level or seed.
+        ValueError: if a candidate or the baseline is missing at a level or seed.
     """
     levels = results.levels(grid)
-    seeds = {cell["calibration_seed"] for cell in grid["cells"] if cell["method"] == "tamp"}
+    base = [cell for level in levels for cell in results.cells_of(grid, baseline, level)]
+    seeds = {cell["calibration_seed"] for cell in base}
     likelihood = {}
-    for method in CANDIDATES:
+    for method in candidates:
         cells = [cell for level in levels for cell in results.cells_of(grid, method, level)]
-        base = [cell for level in levels for cell in results.cells_of(grid, "tamp", level)]
         if not cells or len(cells) != len(base) or len(base) != len(levels) * len(seeds):
             raise ValueError(f"the comparison lacks cells of {method}")
-        cost = statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base))
-        if cost <= COST:
+        if statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base)) <= cost:
             likelihood[method] = results.mean(cells, "nll")
     return min(likelihood, key=likelihood.get)
 
@@ -86,16 +87,33 @@ def main(arguments: list[str] | None = None) -> dict:
         stage, methods = CHOOSE, CANDIDATES
     else:
         stage, methods = CONFIRM, (chosen(results.recorded(quality.name(options.model, RECORDS["choose"]))),)
-    usual, *_ = quality.GRIDS[options.model]
+    return run(
+        options.model, stage, (*REFERENCES, *methods), LEVELS[options.model], RECORDS[options.stage], "tamp", text=False
+    )
+
+
+def run(model: str, stage: dict, methods: tuple, levels: tuple, record: str, baseline: str, **changes) -> dict:
+    """Run what is missing of one comparison of a search on one core.
+
+    Args:
+        model: the shipped model.
+        stage: its questions and seeds, such as `CHOOSE`.
+        methods: what is compared.
+        levels: where.
+        record: last part of the name of the recorded file.
+        baseline: method that the others are compared with.
+        **changes: to the settings of the model's grid.
+    """
+    usual, *_ = quality.GRIDS[model]
     torch.set_num_threads(1)
     asked = {name: stage[name] for name in ("n_questions", "question_seed")}
     return tamp.compare(
-        dataclasses.replace(usual, text=False, **asked),
-        (*REFERENCES, *methods),
-        LEVELS[options.model],
+        dataclasses.replace(usual, **asked, **changes),
+        methods,
+        levels,
         stage["calibration_seeds"],
-        out=recording.RESULTS / f"{quality.name(options.model, RECORDS[options.stage])}.json",
-        baseline="tamp",
+        out=recording.RESULTS / f"{quality.name(model, record)}.json",
+        baseline=baseline,
         device="cpu",
     )
 

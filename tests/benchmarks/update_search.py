@@ -12,14 +12,11 @@ of documentation is not above SparseGPT's.
 """
 
 import argparse
-import dataclasses
 import statistics
 
 import quality
-import recording
-import torch
+import search
 
-import tamp
 from tamp.evaluation import results
 
 REFERENCES = ("sparsegpt", "tamp", "atv", "text")
@@ -42,21 +39,8 @@ LEVELS = {"mini-llava-next": (0.6, 0.7, 0.8), "smol-llava-next": (0.5, 0.6)}
 
 
 def chosen(grid: dict) -> str:
-    """Return the candidate that the rule of the choice gives on a recorded comparison.
-
-    Raises:
-        ValueError: if a candidate or SparseGPT is missing at a level or seed.
-    """
-    levels = results.levels(grid)
-    base = [cell for level in levels for cell in results.cells_of(grid, "sparsegpt", level)]
-    likelihood = {}
-    for method in CANDIDATES:
-        cells = [cell for level in levels for cell in results.cells_of(grid, method, level)]
-        if not cells or len(cells) != len(base):
-            raise ValueError(f"the comparison lacks cells of {method}")
-        if statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base)) <= COST:
-            likelihood[method] = results.mean(cells, "nll")
-    return min(likelihood, key=likelihood.get)
+    """Return the candidate that the rule of the choice gives on a recorded comparison; see :func:`search.chosen`."""
+    return search.chosen(grid, CANDIDATES, "sparsegpt", COST)
 
 
 def verdicts(grid: dict, method: str) -> dict:
@@ -116,18 +100,8 @@ def main(arguments: list[str] | None = None) -> dict:
         stage, methods = CHOOSE, CANDIDATES
     else:
         stage, methods = CONFIRM, (chosen(results.recorded(quality.name(options.model, RECORDS["choose"]))),)
-    usual, *_ = quality.GRIDS[options.model]
-    torch.set_num_threads(1)
-    asked = {name: stage[name] for name in ("n_questions", "question_seed")}
-    return tamp.compare(
-        dataclasses.replace(usual, **asked),
-        (*REFERENCES, *methods) if options.stage == "confirm" else ("sparsegpt", *methods),
-        LEVELS[options.model],
-        stage["calibration_seeds"],
-        out=recording.RESULTS / f"{quality.name(options.model, RECORDS[options.stage])}.json",
-        baseline="sparsegpt",
-        device="cpu",
-    )
+    methods = (*(REFERENCES if options.stage == "confirm" else REFERENCES[:1]), *methods)
+    return search.run(options.model, stage, methods, LEVELS[options.model], RECORDS[options.stage], "sparsegpt")
 
 
 if __name__ == "__main__":
