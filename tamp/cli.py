@@ -86,7 +86,7 @@ def _recipe_arguments(parser: argparse.ArgumentParser, *axes: str) -> None:
     parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="prune the linears of a model that holds much of its decoder in something else, such as fused experts",
+        help="prune a model that holds much of its decoder in something that tamp does not know, which stays dense",
     )
     parser.add_argument(
         "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"

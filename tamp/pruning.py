@@ -38,7 +38,7 @@ def prune(
     plan: plans.Plan | None = None,
     allow_partial: bool = False,
 ) -> Report:
-    """Prune the linears of a model's decoder blocks in place.
+    """Prune the matrices of a model's decoder blocks in place, experts included.
 
     Everything else stays untouched, bit for bit, and so do the model's mode, device, ``use_cache`` and attention setting.
     The same samples give the same masks.
@@ -50,8 +50,8 @@ def prune(
         progress: show bars.
         plan: from :func:`tamp.plan` or a file (:meth:`tamp.plans.Plan.read`): how much of each linear to drop. It takes
             the place of the recipe's allocation, so that any method runs under any plan.
-        allow_partial: prune a model that holds more than a hundredth of its decoder's weights in something other than
-            linears, such as fused experts, which then stay dense.
+        allow_partial: prune a model that holds more than a hundredth of its decoder's weights in something that is not known
+            (:func:`tamp.matrices.dense`), such as experts run by code of their own, which then stays dense.
 
     Returns:
         A :class:`tamp.report.Report`: a row per linear, exact sparsity, times and memory.
