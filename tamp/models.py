@@ -201,7 +201,6 @@ def to_model(model: nn.Module, sample: dict, number: int = 0) -> dict[str, Tenso
     }
     codes = set(modality(model, batch).unique().tolist())
     media = media_inputs(batch)
-    there = [code for code in (VISUAL, AUDIO) if code in codes]
     for code, keys in media.items():
         name = MODALITY_NAMES[code]
         if keys and code not in codes and not any(key in batch for key in ELSEWHERE):
@@ -209,6 +208,6 @@ def to_model(model: nn.Module, sample: dict, number: int = 0) -> dict[str, Tenso
                 f"Sample {number} has {name} input ({keys[0]}) but no {name} token: its prompt lacks the placeholder, or "
                 "the model's configuration reserves no token id for it."
             )
-        if code in there and not any(media.values()):
+        if code in codes and not any(media.values()):
             raise UserError(f"Sample {number} has {name} tokens but no {name} input.")
     return batch

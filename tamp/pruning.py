@@ -79,14 +79,15 @@ def prune(
             if needed:
                 with watch("capture"):
                     captured = walk.capture(model, samples, progress)
+            linears = walk.reached(model, captured)
             if plan is None:
                 scores = None
                 if recipe.plans:
                     with watch("allocate"):
                         scores = planning.score(model, captured, recipe, progress)
                 plan = planning.make_plan(model, scores, recipe, captured)
-            linears = walk.reached(model, captured)
-            planning.check_pattern(linears, recipe.pattern)
+            else:
+                planning.check_pattern(linears, recipe.pattern)
             left_out |= {
                 name: (linear.weight.numel(), "never called")
                 for name, linear in models.all_linears(model).items()

@@ -47,11 +47,14 @@ def verdicts(grid: dict, method: str) -> dict:
     """Return what the confirmation found per level: ``"above"``, ``"beside"`` or ``"below"`` SparseGPT."""
     found = {}
     for level in results.levels(grid):
-        _, low, high = results.interval(
-            results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level)
-        )
+        _, low, high = difference(grid, method, level)
         found[level] = "above" if low > 0 else "below" if high < 0 else "beside"
     return found
+
+
+def difference(grid: dict, method: str, level: float) -> tuple[float, float, float]:
+    """Return a method's accuracy less SparseGPT's, in points, and its paired 95 % interval."""
+    return results.interval(results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level))
 
 
 def table(grid: dict) -> str:
@@ -81,9 +84,7 @@ def line(grid: dict, method: str) -> str:
     """Return what a confirmation found of the chosen method, as a sentence."""
     said = []
     for level, verdict in verdicts(grid, method).items():
-        points, low, high = results.interval(
-            results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level)
-        )
+        points, low, high = difference(grid, method, level)
         said.append(
             f"{verdict} SparseGPT at {results.level_name(level)}, {points:+.1f} points [{low:+.1f}, {high:+.1f}]"
         )
