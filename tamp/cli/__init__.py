@@ -1,0 +1,76 @@
+"""The command line: every command parses its options, calls the package and prints the result, one sentence per mistake.
+
+``tamp --help`` imports nothing that is slow to import: a command's arguments are added only if that command was given.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from typing import NamedTuple
+
+from tamp.errors import UserError
+
+DEBUG_HINT = "Run again with --debug to see where."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``tamp ...`` and return its exit status: 0, 2 for a user's mistake, 130 when interrupted, 1 for anything else."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if options.debug else logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries, twice each; the end is told below
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        options.run(options)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if options.debug:
+            raise
+        notes = " ".join(getattr(error, "__notes__", []))
+        if isinstance(error, KeyboardInterrupt):
+            message, status = "interrupted.", 130
+        elif isinstance(error, UserError):
+            message, status = str(error), 2
+        else:
+            message, status = f"{type(error).__name__}: {error} {DEBUG_HINT}", 1
+        print(f"tamp: {message} {notes}".strip(), file=sys.stderr)
+        return status
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse a command line; of all commands only the one that was given gets its arguments."""
+    parser = argparse.ArgumentParser(prog="tamp", description="Prune multimodal large language models after training.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        made = commands.add_parser(name, help=command.summary, description=command.summary)
+        made.add_argument("--debug", action="store_true", help="show tracebacks")
+        if arguments[:1] == [name]:
+            module = importlib.import_module(f"tamp.cli.{command.module}")
+            module.arguments(made)
+            made.set_defaults(run=module.run)
+    return parser.parse_args(arguments)
+
+
+class Command(NamedTuple):
+    """A command: its summary, and the module of this folder whose `arguments` adds its arguments and whose `run` runs it."""
+
+    summary: str
+    module: str
+
+
+COMMANDS = {
+    "prune": Command("prune a model and save it", "prune"),
+    "plan": Command(
+        "decide how much of each linear to drop, and write it to a file; or compare two such files", "plan"
+    ),
+    "evaluate": Command("evaluate a model on a benchmark", "evaluate"),
+    "compare": Command("run methods side by side on a benchmark, with intervals", "compare"),
+    "verify": Command("check a saved folder against its manifest", "verify"),
+    "convert-videollama2": Command("convert published VideoLLaMA 2 weights so that tamp loads them", "convert"),
+    "demo": Command("prune a shipped model, evaluate before and after, write a page", "demo"),
+}

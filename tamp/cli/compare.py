@@ -1,0 +1,74 @@
+"""``tamp compare``: run methods side by side on a benchmark."""
+
+import argparse
+
+from tamp.cli import common
+from tamp.errors import UserError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    common.model_arguments(parser)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["magnitude", "wanda", "amia", "das", "tamp"],
+        help="presets, perhaps with changes, such as das:tokens=text,das_cap=0.2 (default: magnitude wanda amia das tamp)",
+    )
+    parser.add_argument(
+        "--levels", nargs="+", default=["0.5"], help="sparsities and patterns, such as 0.5 2:4 (default: 0.5)"
+    )
+    parser.add_argument(
+        "--calibration-seeds",
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        help="random seeds for drawing calibration samples, a run each (default: 0 1 2)",
+    )
+    parser.add_argument("--calibration", help="a shipped set or a file (default: the benchmark's)")
+    common.samples_argument(parser)
+    common.question_arguments(parser, 500, "500")
+    parser.add_argument("--text", action="store_true", help="measure perplexity of text and facts too")
+    parser.add_argument("--baseline", help="method that the others are compared with (default: wanda, or the first)")
+    parser.add_argument("--out", default="comparison.json", help="file to record in (default: comparison.json)")
+    parser.add_argument("--page", help="also write a page with tables and figures")
+
+
+def run(options: argparse.Namespace) -> None:
+    import tamp
+    from tamp import conversations
+    from tamp.evaluation import pages, results
+
+    benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
+    settings = tamp.Settings(
+        model=options.model,
+        benchmark=benchmark,
+        calibration=options.calibration or benchmark,
+        n_questions=options.n_questions,
+        question_seed=options.question_seed,
+        n_samples=options.n_samples,
+        dtype=options.dtype,
+        text=options.text,
+    )
+    made = tamp.compare(
+        settings,
+        options.methods,
+        [level if ":" in level else _share(level) for level in options.levels],
+        options.calibration_seeds,
+        out=options.out,
+        baseline=options.baseline,
+        device=options.device,
+        progress=common.bars(),
+    )
+    for heading, table in results.tables(made):
+        print(f"{heading}\n{table.to_string()}\n")
+    if options.page:
+        pages.write_comparison(options.page, made)
+    print(f"recorded in {options.out}")
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"A level is a sparsity such as 0.5 or a pattern such as 2:4, not {text!r}.") from error

@@ -1,0 +1,24 @@
+"""``tamp evaluate``: evaluate a model on a benchmark."""
+
+import argparse
+
+from tamp.cli import common
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    common.model_arguments(parser)
+    common.question_arguments(parser, None, "1000 of a shipped set, all of a file")
+    parser.add_argument("--out", help="also write the table as CSV")
+
+
+def run(options: argparse.Namespace) -> None:
+    import tamp
+    from tamp import conversations
+    from tamp.evaluation import scoring
+
+    benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
+    model, processor = tamp.load(options.model, options.device, options.dtype)
+    scores = tamp.evaluate(model, processor, benchmark, options.n_questions, options.question_seed, common.bars())
+    print(scoring.in_per_cent(scores).to_string(index=False))
+    if options.out:
+        scores.to_csv(options.out, index=False)

@@ -1,0 +1,40 @@
+"""``tamp plan``: decide how much of each linear to drop, or compare two plans."""
+
+import argparse
+
+from tamp.cli import common
+from tamp.errors import UserError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="+", help="a shipped name, a folder or a hub id; or: diff FIRST.json SECOND.json"
+    )
+    common.recipe_arguments(parser, "allocation")
+    parser.add_argument("--out", default="plan.json", help="file to write (default: plan.json)")
+    common.device_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    import tamp
+    from tamp import conversations, plans
+
+    if options.model[0] == "diff" and len(options.model) == 3:
+        first, second = map(tamp.Plan.read, options.model[1:])
+        table = plans.differences(first, second)
+        largest = table["points"].abs().sort_values(ascending=False).index
+        print(table.loc[largest].head(10).round(4).to_string(index=False))
+        print(f"{plans.distance(first.drops, second.drops):.2%} of the dropped weights lie in other linears")
+        return
+    if len(options.model) != 1:
+        raise UserError("`tamp plan` takes one model, or: tamp plan diff FIRST.json SECOND.json")
+    (model,) = options.model
+    recipe = common.recipe_of(options)
+    needed = recipe.allocation_needs_samples
+    source = conversations.own_set(model, options.calibration, "--calibration") if needed else ""
+    model, processor = tamp.load(model, options.device, options.dtype)
+    n = min(options.n_samples, recipe.allocation_samples or options.n_samples)
+    samples = tamp.calibration_set(source, processor, n, options.calibration_seed) if needed else None
+    made = tamp.plan(model, samples, recipe, progress=common.bars(), allow_partial=options.allow_partial)
+    print(made)
+    print(f"written to {made.write(options.out)}")
