@@ -5,11 +5,13 @@ import sys
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model and where it is loaded."""
     parser.add_argument("model", help="a shipped name, a folder or a hub id")
     device_arguments(parser)
 
 
 def device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add device and dtype."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
 
@@ -50,12 +52,14 @@ def recipe_arguments(parser: argparse.ArgumentParser, *axes: str) -> None:
 
 
 def samples_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the number of calibration samples."""
     parser.add_argument(
         "--n-samples", "--n", type=int, default=128, help="number of calibration samples (default: 128)"
     )
 
 
 def question_arguments(parser: argparse.ArgumentParser, default: int | None, usual: str) -> None:
+    """Add which questions are asked, and how many."""
     parser.add_argument(
         "--benchmark", help="a shipped set or a file of questions (default: the set of a shipped model)"
     )
@@ -77,6 +81,7 @@ def bars() -> bool:
 
 
 def recipe_of(options: argparse.Namespace, **changes):
+    """Return the recipe that a command line asks for; ``changes`` hold unless it says otherwise."""
     import tamp
 
     asked = {name: getattr(options, name) for name in options.fields if getattr(options, name) is not None}

@@ -7,6 +7,7 @@ from tamp.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     common.model_arguments(parser)
     parser.add_argument(
         "--methods",
@@ -35,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run this command."""
     import tamp
     from tamp import conversations
     from tamp.evaluation import pages, results

@@ -7,6 +7,7 @@ from tamp.zoo import MODELS
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     shown = {name: known.demo for name, known in MODELS.items() if known.demo}
 
     def usual(field: str) -> str:
@@ -25,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run this command."""
     from tamp.evaluation import demo
 
     demo.run(

@@ -6,12 +6,14 @@ from tamp.cli import common
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     common.model_arguments(parser)
     common.question_arguments(parser, None, "1000 of a shipped set, all of a file")
     parser.add_argument("--out", help="also write the table as CSV")
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run this command."""
     import tamp
     from tamp import conversations
     from tamp.evaluation import scoring

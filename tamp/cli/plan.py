@@ -7,6 +7,7 @@ from tamp.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     parser.add_argument(
         "model", nargs="+", help="a shipped name, a folder or a hub id; or: diff FIRST.json SECOND.json"
     )
@@ -16,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run this command."""
     import tamp
     from tamp import conversations, plans
 

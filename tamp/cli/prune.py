@@ -7,6 +7,7 @@ from tamp.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     common.model_arguments(parser)
     common.recipe_arguments(parser, "allocation", "tokens", "criterion", "update")
     parser.add_argument(
@@ -17,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run this command."""
     import tamp
     from tamp import conversations, files
 

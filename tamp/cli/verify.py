@@ -4,10 +4,12 @@ import argparse
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     parser.add_argument("folder", help="a folder that `tamp prune` saved")
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run this command."""
     import tamp
 
     manifest = tamp.verify(options.folder)
