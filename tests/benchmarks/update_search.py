@@ -35,7 +35,7 @@ COST = 1.0
 CHOOSE = {"n_questions": 100, "question_seed": 21, "calibration_seeds": (30,)}
 CONFIRM = {"n_questions": 500, "question_seed": 22, "calibration_seeds": (40, 41, 42)}
 RECORDS = {"choose": "update_choice", "confirm": "update_confirmation"}
-LEVELS = {"mini-llava-next": (0.6, 0.7, 0.8), "smol-llava-next": (0.5, 0.6)}
+LEVELS = {"mini-llava-next": (0.6, 0.7, 0.8), "smol-llava-next": (0.5, 0.6), "smol-videollama2": (0.4, 0.5)}
 
 
 def chosen(grid: dict) -> str:
