@@ -4,6 +4,7 @@ Weights are ``(out, in)``, inputs ``(tokens, in)``. Whatever the type of a weigh
 float64 where a sum or a factorisation would otherwise lose small parts or depend on the number of threads.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
@@ -80,6 +81,29 @@ class Hessian:
     def value(self) -> Tensor:
         """Return the mean outer product, (width, width) float32."""
         return (self.total / max(self.count, 1)).float()
+
+
+class Covariance(Hessian):
+    """Accumulates the mean over tokens of ``x x^T`` less that of the mean input with itself."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64):
+        super().__init__(width, device, dtype)
+        self.total = torch.zeros(width + 1, width, dtype=dtype, device=device)  # the last row: sums of inputs
+
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
+        _check_width(inputs, self.total.shape[1])
+        inputs = inputs.float()
+        weighted = inputs if mass is None else inputs * mass[:, None]
+        part = torch.cat([weighted.T @ inputs, weighted.sum(0, keepdim=True)])
+        self.total += part
+        self.count += len(inputs)
+        return part
+
+    def value(self) -> Tensor:
+        """Return the covariance, (width, width) float32."""
+        moments = self.total / max(self.count, 1)
+        return (moments[:-1] - moments[-1:].T @ moments[-1:]).float()
 
 
 def _check_width(inputs: Tensor, width: int) -> None:
@@ -332,6 +356,12 @@ CRITERIA = {
         source="Frantar and Alistarh 2023, arXiv 2301.00774",
     ),
 }
+CRITERIA["whisper"] = dataclasses.replace(
+    CRITERIA["sparsegpt"],
+    statistic=Covariance,
+    summary="SparseGPT with the covariance of the inputs in place of their second moment",
+    source="arXiv 2608.06630",
+)
 """Criteria by name. A function ``f(weight, mean_square) -> metric`` may stand in: (out, in) and (in,) to (out, in)."""
 
 

@@ -262,24 +262,26 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
     weight = linear.weight
     m = masks.parse_pattern(recipe.pattern)[1] if recipe.pattern else 0
     n = drop * m // weight.numel()
-    if criterion.update:
-        pruned = criterion.update(weight, statistic, drop, f"{n}:{m}" if m else None, recipe.options)
-        mask = pruned == 0
-    else:
+
+    def choose(weight: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+        """Return which weights go when this share of all that are due goes, (out, in) bool."""
         metric = criterion.metric(weight, statistic)
         if metric.shape != weight.shape:
             raise UserError(
                 f"The criterion {name_of(recipe.criterion)!r} gives a metric of shape {tuple(metric.shape)} for a "
                 f"weight of shape {tuple(weight.shape)}: return one number per weight."
             )
-        mask = masks.n_of_m(metric, n, m) if m else masks.unstructured(metric, drop=drop)
-        pruned = None
+        return masks.n_of_m(metric, round(share * n), m) if m else masks.unstructured(metric, drop=round(share * drop))
+
+    if criterion.update:
+        pruned = criterion.update(weight, statistic, drop, f"{n}:{m}" if m else None, recipe.options)
     if update.apply and hessian is not None:
-        weight.copy_(update.apply(weight, mask, hessian.value(), recipe.options))
-    elif pruned is not None:
+        chosen = (lambda *_: pruned == 0) if criterion.update else choose
+        weight.copy_(update.apply(weight, chosen, hessian.value(), recipe.options))
+    elif criterion.update:
         weight.copy_(pruned)
     else:
-        weight.masked_fill_(mask, 0)
+        weight.masked_fill_(choose(weight), 0)
 
 
 def _rows(done: list[dict], plan: plans.Plan, zeros: list[int]) -> tuple[dict, ...]:

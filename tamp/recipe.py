@@ -91,6 +91,11 @@ class Recipe:
         if update not in updates.UPDATES:
             raise unknown("update", str(update), updates.UPDATES)
         object.__setattr__(self, "update", update)
+        if update == "admm" and self.rules[2].update:
+            raise UserError(
+                f"criterion={criterion!r} chooses its mask column by column, so update='admm' cannot choose it again. "
+                "Use update='least_squares'."
+            )
         object.__setattr__(self, "pattern", pattern)
         object.__setattr__(self, "sparsity", _sparsity(sparsity, pattern))
         if allocation_samples is not None:

@@ -4,14 +4,14 @@ A row of a weight predicts one output from many inputs that resemble each other.
 others can take over much of what they did; by how much each must change is a least-squares problem per row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from tamp.choices import by_matrix, everything
-from tamp.criteria import Hessian
+from tamp.criteria import Covariance, Hessian
 from tamp.methods import Option, Update
 from tamp.models import TEXT
 
@@ -46,10 +46,7 @@ def least_squares(
             f"a weight of shape {tuple(weight.shape)} needs a mask of that shape and a Hessian of "
             f"{(weight.shape[1],) * 2}, not {tuple(mask.shape)} and {tuple(hessian.shape)}"
         )
-    scale = hessian.diagonal().float().clamp(min=0).sqrt()
-    scale = torch.where(scale > 0, scale, 1)
-    matrix = hessian.float() / scale / scale[:, None]  # (in, in), ones on the diagonal
-    matrix.diagonal().add_(damping)
+    matrix, scale = _scaled(hessian, damping)
     kept = ~mask
     dense = weight.float() * scale
     change = torch.where(mask, -dense, 0)  # (out, in), from the dense weights
@@ -74,6 +71,60 @@ def least_squares(
     return moved.masked_fill(mask, 0).to(weight.dtype)
 
 
+def admm(
+    weight: Tensor,
+    choose: Callable[[Tensor, float], Tensor],
+    hessian: Tensor,
+    *,
+    damping: float = 0.1,
+    penalty: float = 1.0,
+    steps: int = 20,
+) -> Tensor:
+    """Choose a mask while the other weights make up for what it drops.
+
+    The alternating direction method of multipliers for the problem of :func:`least_squares` with the mask free (Boza 2024,
+    arXiv 2401.02938): the weights are solved for as if none were dropped but pulled to ``kept``, the mask is chosen of what
+    comes out, and multipliers add up by how much the two differ. What is dropped grows over the first three quarters of the
+    steps, as the cube of what is left of them falls; after that the mask stays. A step costs one product with a matrix of
+    H's size.
+
+    Args:
+        weight: (out, in), dense.
+        choose: ``(weight (out, in), share) -> mask (out, in)``: which weights go when this share of all that are due goes.
+        hessian: (in, in), as for :func:`least_squares`.
+        damping: as for :func:`least_squares`.
+        penalty: how hard the weights are pulled to those that the mask keeps, as a share of an input's own square.
+        steps: how many.
+
+    Returns:
+        (out, in) bool, True = dropped.
+    """
+    matrix, scale = _scaled(hessian, damping)
+    dense = weight.float() * scale
+    target = dense @ matrix
+    matrix.diagonal().add_(penalty)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    solved, multiplier = dense, torch.zeros_like(dense)
+    growing = max(3 * steps // 4, 1)
+    for step in range(1, steps + 1):
+        wanted = solved + multiplier
+        if step <= growing:
+            mask = choose(wanted / scale, 1 - (1 - step / growing) ** 3)
+        kept = wanted.masked_fill(mask, 0)
+        multiplier = wanted - kept
+        solved = (target + penalty * (kept - multiplier)) @ inverse
+    return mask
+
+
+def _scaled(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Scale the inputs so that the diagonal of H is one, and add the damping; return both, (in, in) and (in,)."""
+    scale = hessian.diagonal().float().clamp(min=0).sqrt()
+    scale = torch.where(scale > 0, scale, 1)
+    matrix = hessian.float() / scale / scale[:, None]
+    matrix.diagonal().add_(damping)
+    return matrix, scale
+
+
 def tokens(row, options: Mapping) -> Mapping[str, Tensor]:
     """Say which tokens of a row (:class:`tamp.walk.Row`) the update looks at, ``{name: (t,) bool}``.
 
@@ -89,24 +140,49 @@ def tokens(row, options: Mapping) -> Mapping[str, Tensor]:
     return by_matrix(row, chosen)
 
 
+def _least_squares(weight: Tensor, choose: Callable, hessian: Tensor, options: Mapping) -> Tensor:
+    return least_squares(
+        weight, choose(weight), hessian, damping=options["update_damping"], steps=options["update_steps"]
+    )
+
+
+def _admm(weight: Tensor, choose: Callable, hessian: Tensor, options: Mapping) -> Tensor:
+    mask = admm(weight, choose, hessian, damping=options["update_damping"], steps=options["admm_steps"])
+    return _least_squares(weight, lambda _: mask, hessian, options)
+
+
+_OPTIONS = {
+    "update_tokens": Option(
+        "all",
+        "tokens that the update looks at: all, text, or text and a quarter of the others",
+        choices=("all", "text", "quarter"),
+    ),
+    "update_damping": Option(0.1, "how much the dense weights are held on to", least=0),
+    "update_steps": Option(10, "steps of conjugate gradients at most", least=1),
+}
+
 UPDATES = {
     "none": Update(apply=None, summary="stay as they are"),
     "least_squares": Update(
-        apply=lambda weight, mask, hessian, options: least_squares(
-            weight, mask, hessian, damping=options["update_damping"], steps=options["update_steps"]
-        ),
+        apply=_least_squares,
         statistic=partial(Hessian, dtype=torch.float32),
-        options={
-            "update_tokens": Option(
-                "all",
-                "tokens that the update looks at: all, text, or text and a quarter of the others",
-                choices=("all", "text", "quarter"),
-            ),
-            "update_damping": Option(0.1, "how much the dense weights are held on to", least=0),
-            "update_steps": Option(10, "steps of conjugate gradients at most", least=1),
-        },
+        options=_OPTIONS,
         summary="make up for the dropped ones by least squares",
         source="Meng et al. 2024, arXiv 2406.07831",
+    ),
+    "least_squares_centred": Update(
+        apply=_least_squares,
+        statistic=partial(Covariance, dtype=torch.float32),
+        options=_OPTIONS,
+        summary="the same, with the covariance of the inputs in place of their second moment",
+        source="arXiv 2608.06630",
+    ),
+    "admm": Update(
+        apply=_admm,
+        statistic=partial(Hessian, dtype=torch.float32),
+        options={**_OPTIONS, "admm_steps": Option(20, "steps in which the mask is chosen again", least=4)},
+        summary="make up for the dropped ones, and the mask is chosen again while they do",
+        source="Boza 2024, arXiv 2401.02938",
     ),
 }
 """Updates by name."""

@@ -93,6 +93,91 @@ def test_the_mask_is_the_one_without_an_update_and_the_block_is_nearer_to_the_de
     assert reports[1].summary()["recipe"]["update"] == "least_squares"
 
 
+def test_admm_solves_its_three_equations_in_turn():
+    """An oracle in float64 and in a loop, from the formulas: solve, choose, pull."""
+    inputs, weight, _ = problem()
+    hessian = inputs.T @ inputs / len(inputs)
+    scale = hessian.diagonal().double().sqrt()
+    matrix = hessian.double() / scale / scale[:, None] + 0.1 * torch.eye(len(scale), dtype=torch.float64)
+    dense = weight.double() * scale
+    solved, dual = dense.clone(), torch.zeros_like(dense)
+    for step in range(1, 9):
+        if step <= 6:
+            drop = round(30 * (1 - (1 - step / 6) ** 3))
+            order = ((solved + dual) / scale).abs().flatten().argsort()
+            mask = torch.zeros(weight.numel(), dtype=torch.bool)
+            mask[order[:drop]] = True
+            mask = mask.reshape(weight.shape)
+        kept = (solved + dual) * ~mask
+        dual = dual + solved - kept
+        right = dense @ matrix + 0.5 * (kept - dual)
+        solved = torch.linalg.solve(matrix + 0.5 * torch.eye(len(scale), dtype=torch.float64), right.T).T
+
+    def choose(current, share):
+        found = torch.zeros(current.numel(), dtype=torch.bool)
+        found[current.abs().flatten().argsort()[: round(30 * share)]] = True
+        return found.reshape(current.shape)
+
+    assert torch.equal(updates.admm(weight, choose, hessian, damping=0.1, penalty=0.5, steps=8), mask)
+    assert mask.sum() == 30
+
+
+@pytest.mark.parametrize("changes", [{"sparsity": 0.6}, {"pattern": "2:4"}, {"pattern": "4:8", "allocation": "das"}])
+def test_a_mask_chosen_while_the_others_adapt_loses_less_than_a_fixed_one(changes):
+    errors = {}
+    for update in ("least_squares", "admm"):
+        model, samples = tiny.build("llava_next")
+        report = tamp.prune(model, samples, Recipe.preset("text", update=update, **changes), progress=False)
+        errors[update] = report.table["error"].mean()
+        assert report.sparsity == pytest.approx(report.recipe.sparsity, abs=1e-3)
+        if changes == {"pattern": "2:4"}:
+            for matrix in (each for block in models.blocks(model).values() for each in models.linears(block).values()):
+                assert (matrix.weight.unflatten(1, (-1, 4)) == 0).sum(-1).eq(2).all()
+    assert errors["admm"] < errors["least_squares"]
+
+
+def test_a_singular_hessian_does_not_stop_admm():
+    inputs, weight, _ = problem()
+    inputs[:, 0] = 0
+    for tokens in (0, 3):
+        hessian = inputs[:tokens].T @ inputs[:tokens]
+        mask = updates.admm(weight, lambda w, share: masks.unstructured(w.abs(), drop=round(36 * share)), hessian)
+        assert mask.sum() == 36
+
+
+def test_sparsegpt_keeps_the_choice_of_its_mask():
+    with pytest.raises(UserError, match="chooses its mask column by column"):
+        Recipe.preset("sparsegpt", update="admm")
+
+
+@pytest.mark.parametrize("mass", [None, torch.linspace(0.5, 1.5, 40)])
+def test_the_covariance_is_that_of_the_inputs_less_their_mean(mass):
+    inputs, weight, mask = problem()
+    inputs = inputs + torch.arange(12.0)
+    found = criteria.Covariance(12)
+    found.add(inputs[:15], None if mass is None else mass[:15])
+    found.add(inputs[15:], None if mass is None else mass[15:])
+    weights = torch.ones(40) if mass is None else mass
+    mean = (inputs * weights[:, None]).double().sum(0) / 40
+    second = (inputs * weights[:, None]).double().T @ inputs.double() / 40
+    torch.testing.assert_close(found.value(), (second - mean[:, None] * mean).float(), rtol=1e-4, atol=1e-3)
+    if mass is None:
+        torch.testing.assert_close(
+            found.value(), torch.cov(inputs.double().T, correction=0).float(), rtol=1e-4, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("spelled", ["sparsegpt:criterion=whisper", "wanda:update=least_squares_centred"])
+def test_the_covariance_form_differs_and_meets_its_budget(spelled):
+    outcomes = []
+    for method in (spelled, spelled.replace("whisper", "sparsegpt").replace("_centred", "")):
+        model, samples = tiny.build("llava_next")
+        report = tamp.prune(model, samples, Recipe.spelled(method, 0.5), progress=False)
+        assert report.sparsity == pytest.approx(0.5, abs=1e-3)
+        outcomes.append(torch.cat([each.weight.flatten() for each in models.all_linears(model).values()]))
+    assert not torch.equal(*outcomes)
+
+
 def test_matrices_with_one_input_share_one_hessian():
     statistics: dict = {}
     tokens = torch.randn(5, 4)

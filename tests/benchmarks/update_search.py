@@ -2,6 +2,7 @@
 
     python tests/benchmarks/update_search.py choose --model smol-llava-next
     python tests/benchmarks/update_search.py confirm --model smol-llava-next
+    python tests/benchmarks/update_search.py choose --model smol-llava-next --of admm
 
 Every candidate is a mask of the package under ``update="least_squares"``. They are compared once, on the seeds and
 questions of `CHOOSE`, and one is chosen per model: of those that take at most `COST` times the seconds of SparseGPT in the
@@ -9,10 +10,14 @@ same run, the one with the lowest mean answer NLL. It is then compared once more
 questions of `CONFIRM`, which played no part in the choice. It is above SparseGPT at a level if the paired 95 % interval of
 its accuracy there is above zero, and beside it if the interval holds zero; it keeps the language if its mean perplexity
 of documentation is not above SparseGPT's.
+
+A second search, ``--of admm``, asks the same of masks that are chosen while the other weights adapt, where a fixed mask
+falls short: 2:4, and the highest level of the first. Seeds, questions and rule are the same; the cost allowed is larger.
 """
 
 import argparse
 import statistics
+from typing import NamedTuple
 
 import quality
 import search
@@ -20,27 +25,69 @@ import search
 from tamp.evaluation import results
 
 REFERENCES = ("sparsegpt", "tamp", "atv", "text")
-CANDIDATES = (
-    "magnitude:update=least_squares",  # a mask that looked at no sample
-    "wanda:update=least_squares",
-    "text:update=least_squares",
-    "atv:update=least_squares",
-    "amia:update=least_squares",
-    "tamp:update=least_squares",
-    "text:update=least_squares,update_tokens=quarter",
-    "text:update=least_squares,update_tokens=text",
-    "text:update=least_squares,update_damping=0.01",
-)
-COST = 1.0
 CHOOSE = {"n_questions": 100, "question_seed": 21, "calibration_seeds": (30,)}
 CONFIRM = {"n_questions": 500, "question_seed": 22, "calibration_seeds": (40, 41, 42)}
-RECORDS = {"choose": "update_choice", "confirm": "update_confirmation"}
-LEVELS = {"mini-llava-next": (0.6, 0.7, 0.8), "smol-llava-next": (0.5, 0.6), "smol-videollama2": (0.4, 0.5)}
 
 
-def chosen(grid: dict) -> str:
+class Search(NamedTuple):
+    """What is compared, where, and what it may cost.
+
+    Attributes:
+        candidates: methods.
+        cost: seconds allowed, in units of SparseGPT's in the same run.
+        levels: per model.
+        records: last parts of the names of the recorded files.
+        references: what the chosen one is confirmed against.
+    """
+
+    candidates: tuple[str, ...]
+    cost: float
+    levels: dict[str, tuple]
+    records: dict[str, str]
+    references: tuple[str, ...] = REFERENCES
+
+
+SEARCHES = {
+    "least_squares": Search(
+        candidates=(
+            "magnitude:update=least_squares",  # a mask that looked at no sample
+            "wanda:update=least_squares",
+            "text:update=least_squares",
+            "atv:update=least_squares",
+            "amia:update=least_squares",
+            "tamp:update=least_squares",
+            "text:update=least_squares,update_tokens=quarter",
+            "text:update=least_squares,update_tokens=text",
+            "text:update=least_squares,update_damping=0.01",
+        ),
+        cost=1.0,
+        levels={
+            "mini-llava-next": (0.6, 0.7, 0.8),
+            "smol-llava-next": (0.5, 0.6),
+            "smol-videollama2": (0.4, 0.5),
+        },
+        records={"choose": "update_choice", "confirm": "update_confirmation"},
+    ),
+    "admm": Search(
+        candidates=(
+            "magnitude:update=admm",
+            "wanda:update=admm",
+            "text:update=admm",
+            "atv:update=admm",
+            "text:update=admm,update_damping=0.01",
+            "text:update=least_squares",  # the fixed mask, for comparison
+        ),
+        cost=2.0,
+        levels={"mini-llava-next": (0.7, 0.8, "2:4"), "smol-llava-next": (0.6, "2:4")},
+        records={"choose": "admm_choice", "confirm": "admm_confirmation"},
+        references=("sparsegpt", "tamp", "text"),
+    ),
+}
+
+
+def chosen(grid: dict, of: str = "least_squares") -> str:
     """Return the candidate that the rule of the choice gives on a recorded comparison; see :func:`search.chosen`."""
-    return search.chosen(grid, CANDIDATES, "sparsegpt", COST)
+    return search.chosen(grid, SEARCHES[of].candidates, "sparsegpt", SEARCHES[of].cost)
 
 
 def verdicts(grid: dict, method: str) -> dict:
@@ -95,14 +142,17 @@ def main(arguments: list[str] | None = None) -> dict:
     """Run the cells that are missing of one of the two comparisons, and return it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("choose", "confirm"))
-    parser.add_argument("--model", default="smol-llava-next", choices=LEVELS)
+    parser.add_argument("--model", default="smol-llava-next", choices=quality.GRIDS)
+    parser.add_argument("--of", default="least_squares", choices=SEARCHES, help="which update")
     options = parser.parse_args(arguments)
+    sought = SEARCHES[options.of]
     if options.stage == "choose":
-        stage, methods = CHOOSE, CANDIDATES
+        stage, methods = CHOOSE, ("sparsegpt", *sought.candidates)
     else:
-        stage, methods = CONFIRM, (chosen(results.recorded(quality.name(options.model, RECORDS["choose"]))),)
-    methods = (*(REFERENCES if options.stage == "confirm" else REFERENCES[:1]), *methods)
-    return search.run(options.model, stage, methods, LEVELS[options.model], RECORDS[options.stage], "sparsegpt")
+        choice = results.recorded(quality.name(options.model, sought.records["choose"]))
+        stage, methods = CONFIRM, (*sought.references, chosen(choice, options.of))
+    levels, record = sought.levels[options.model], sought.records[options.stage]
+    return search.run(options.model, stage, methods, levels, record, "sparsegpt")
 
 
 if __name__ == "__main__":
