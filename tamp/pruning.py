@@ -236,7 +236,11 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
     add()
     kept = {name: statistic.count / rows for name, statistic in statistics.items()}
     pooled = criteria.pool(statistics)
-    criteria.pool(hessians)
+    if update.apply:
+        for name, linear in step.linears.items():
+            if name not in hessians:  # an expert that no token reached
+                hessians[name] = update.statistic(linear.in_features, linear.weight.device)
+        pooled += [name for name in criteria.pool(hessians) if name not in statistics]
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:
         raise UserError(

@@ -3,9 +3,11 @@
 import copy
 import json
 
+import block_reconstruction
 import convergence
 import das_control
 import full_scale
+import other_calibration
 import outliers
 import pandas as pd
 import pruning_speed
@@ -13,13 +15,15 @@ import pytest
 import quality
 import real_lm
 import repeatability
+import rounding
 import search
 import selection_speed
 import tiny
 import torch
 import update_search
 
-from tamp import Recipe
+import tamp
+from tamp import Recipe, criteria, updates
 from tamp.evaluation import results
 
 
@@ -135,6 +139,56 @@ def test_an_update_is_above_beside_or_below_sparsegpt(right, verdict):
     assert update_search.verdicts({"cells": cells}, "new") == {0.5: verdict, 0.6: verdict}
     said = update_search.line({"cells": cells, "model": "m"}, "new")
     assert said.count(f"{verdict} SparseGPT at") == 2 and said.startswith("* `m`, `new`: ")
+
+
+@torch.no_grad()
+def test_block_reconstruction_keeps_zeros_and_brings_the_block_nearer_to_the_dense_one():
+    (dense, samples), (pruned, _) = tiny.build("llava_next"), tiny.build("llava_next")
+    tamp.prune(pruned, samples, Recipe.preset("wanda", sparsity=0.6), progress=False)
+    (name, whole), *_ = tamp.models.blocks(dense).items()
+    block = tamp.models.blocks(pruned)[name]
+    calls = block_reconstruction.calls_of(dense, whole, samples)
+    targets = [whole(*given, **keywords) for given, keywords in calls]
+
+    def off():
+        return sum((block(*given, **keywords) - target).norm() for (given, keywords), target in zip(calls, targets))
+
+    zeros = [matrix.weight == 0 for matrix in tamp.models.linears(block).values()]
+    before = off()
+    block_reconstruction.reconstruct(block, calls, targets, epochs=20, rate=1e-3)
+    assert off() < 0.8 * before
+    assert all(torch.equal(m.weight == 0, z) for m, z in zip(tamp.models.linears(block).values(), zeros))
+
+
+def test_block_reconstruction_runs(tmp_path):
+    arguments = "--model mini-llava-next --method wanda --level 0.7 --n-questions 4 --n-samples 2 --epochs 1"
+    made = block_reconstruction.main([*arguments.split(), "--out", str(tmp_path)])
+    assert made["exact_sparsity"] == pytest.approx(0.7, abs=1e-4)
+    assert [cell["step"] for cell in made["cells"]] == ["update", "reconstruction"]
+
+
+def test_the_rounding_script_exchanges_the_types_of_both_sums_and_puts_them_back(monkeypatch):
+    seen = {}
+
+    def run(model, stage, methods, *rest, **changes):
+        rows = criteria.CRITERIA["sparsegpt"], updates.UPDATES["least_squares"]
+        seen["types"] = [row.statistic(3, "cpu").total.dtype for row in rows]
+        seen["methods"] = methods
+        return {}
+
+    monkeypatch.setattr(rounding.search, "run", run)
+    rounding.main(["--model", "mini-llava-next"])
+    assert seen["types"] == [torch.float32, torch.float64] and seen["methods"][0] == "sparsegpt"
+    assert criteria.CRITERIA["sparsegpt"].statistic is criteria.Hessian
+
+
+@pytest.mark.parametrize(("source", "visual"), [("prose", 0), ("half", 2), ("mini-vqa", 4)])
+def test_calibration_sets_from_another_world(source, visual, processor, monkeypatch):
+    monkeypatch.setattr(other_calibration, "MODEL", "mini-llava-next")
+    drawn = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)
+    assert len(drawn) == 4 and sum("pixel_values" in each for each in drawn) == visual
+    again = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)
+    assert all(torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(drawn, again))
 
 
 def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path, processor, monkeypatch):

@@ -224,3 +224,23 @@ def test_experts_are_updated_by_their_own_tokens():
         assert report.sparsity == pytest.approx(0.6, abs=2e-3)
         errors.append(report.table["error"].iloc[-1])
     assert errors[1] < errors[0]
+
+
+def test_an_expert_that_no_token_reached_is_updated_by_what_all_experts_saw():
+    """A router made to send every token to the same experts: the others use the Hessian of all."""
+    import families
+
+    model, samples = families.build("qwen3_moe")
+    expert = "mlp.experts.down_proj"
+    for block in models.blocks(model).values():
+        if hasattr(block.mlp, "gate"):
+            block.mlp.gate.weight.data.zero_()  # all alike: the first ones are taken
+    dense = {name: matrix.weight.clone() for name, matrix in models.all_linears(model).items()}
+    recipe = Recipe.preset("magnitude", update="least_squares", sparsity=0.5)
+    report = tamp.prune(model, samples, recipe, progress=False)
+    assert report.pooled
+    for name in report.pooled:
+        if expert in name:
+            after = models.all_linears(model)[name].weight
+            kept = after != 0
+            assert not torch.equal(after[kept], dense[name][kept]), name
