@@ -16,6 +16,10 @@ from tamp.methods import Option, Update
 from tamp.models import TEXT
 
 
+SAFE = 0.05
+"""Damping from which rounding in float32 cannot make a step a wrong one: no eigenvalue is then near what it adds up to."""
+
+
 def least_squares(
     weight: Tensor, mask: Tensor, hessian: Tensor, *, damping: float = 0.1, steps: int = 10, tolerance: float = 1e-3
 ) -> Tensor:
@@ -66,7 +70,10 @@ def least_squares(
         square = following
         if square.device.type == "cpu" and bool((square <= tolerance**2 * first).all()):
             break
-    worse = ~((change * (change @ matrix)).sum(1) <= before)  # NaN counts as worse
+    if damping < SAFE:
+        worse = ~((change * (change @ matrix)).sum(1) <= before)  # NaN counts as worse
+    else:
+        worse = ~change.isfinite().all(1)
     moved = torch.where(worse[:, None], dense, dense + change) / scale
     return moved.masked_fill(mask, 0).to(weight.dtype)
 

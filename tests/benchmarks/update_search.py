@@ -80,7 +80,7 @@ SEARCHES = {
         cost=2.0,
         levels={"mini-llava-next": (0.7, 0.8, "2:4"), "smol-llava-next": (0.6, "2:4")},
         records={"choose": "admm_choice", "confirm": "admm_confirmation"},
-        references=("sparsegpt", "tamp", "text"),
+        references=("sparsegpt",),  # the first confirmation has the others
     ),
 }
 
