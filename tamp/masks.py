@@ -62,14 +62,24 @@ def unstructured(metric: Tensor, sparsity: float | None = None, *, drop: int | N
     if not 0 <= drop <= metric.numel():
         raise ValueError(f"cannot drop {drop} of {metric.numel()} weights")
     each, extra = divmod(drop, rows)
-    order = metric.argsort(dim=1, stable=True)  # (out, in)
-    mask = torch.zeros_like(metric, dtype=torch.bool)
-    mask.scatter_(1, order[:, :each], True)
+    mask = _smallest(metric, each)
     if extra:
-        candidate = order[:, each : each + 1]  # (out, 1)
-        rows_extra = metric.gather(1, candidate).flatten().argsort(stable=True)[:extra]
-        mask[rows_extra, candidate[rows_extra, 0]] = True
+        least = metric.masked_fill(mask, torch.inf).min(1, keepdim=True).values  # (out, 1), each row's next
+        places = torch.where((metric == least) & ~mask, torch.arange(columns, device=metric.device), columns)
+        candidate = places.min(1).values  # (out,), the first of them
+        rows_extra = least.flatten().argsort(stable=True)[:extra]
+        mask[rows_extra, candidate[rows_extra]] = True
     return mask
+
+
+def _smallest(metric: Tensor, count: int) -> Tensor:
+    """Find the smallest entries of every row, of equals the first, without sorting them: (out, in) bool."""
+    if count == 0:
+        return torch.zeros_like(metric, dtype=torch.bool)
+    largest = metric.kthvalue(count, dim=1, keepdim=True).values  # (out, 1), of those that are found
+    mask = metric < largest
+    equal = metric == largest
+    return mask | (equal & (equal.cumsum(1, dtype=torch.int32) <= count - mask.sum(1, keepdim=True, dtype=torch.int32)))
 
 
 def n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
@@ -94,5 +104,9 @@ def n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
     if columns % m:
         raise ValueError(f"a width of {columns} inputs is not divisible by m = {m}")
     groups = metric.reshape(rows, columns // m, m)
-    smallest = groups.argsort(dim=2, stable=True)[..., :n]
-    return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, smallest, True).reshape(rows, columns)
+    rank = torch.zeros_like(groups, dtype=torch.int16)  # how many of the group are smaller, or equal and before it
+    for place in range(m):
+        other = groups[..., place : place + 1]
+        rank[..., :place] += other < groups[..., :place]
+        rank[..., place + 1 :] += other <= groups[..., place + 1 :]
+    return (rank < n).reshape(rows, columns)

@@ -15,7 +15,6 @@ from tamp.criteria import Covariance, Hessian
 from tamp.methods import Option, Update
 from tamp.models import TEXT
 
-
 SAFE = 0.05
 """Damping from which rounding in float32 cannot make a step a wrong one: no eigenvalue is then near what it adds up to."""
 
