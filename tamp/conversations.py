@@ -223,7 +223,7 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
 
 
 def _content(processor, content: str | list[dict]) -> str | list[dict]:
-    """Return what a message says with its texts made literal; as one plain text for a tokenizer, which takes nothing else."""
+    """Return what a message says, its texts made literal; for a tokenizer as one text, since it takes nothing else."""
     if isinstance(content, str):
         return _literal(processor, content)
     parts = [{**part, "text": _literal(processor, part["text"])} if "text" in part else part for part in content]

@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 def whole(value: Any) -> int | None:
-    """Return a whole number, of whatever type, as Python's own; None for everything else, fractions and infinities included."""
+    """Return a whole number of any type as Python's own; None for everything else, fractions and infinities included."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     return int(value) if number and math.isfinite(value) and value == int(value) else None
 

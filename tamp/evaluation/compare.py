@@ -230,7 +230,7 @@ def score(scored: pd.DataFrame) -> dict:
         "n_questions": len(scored),
         "accuracy": round(scored["correct"].mean(), 4),
         "choice_accuracy": round(scored["choice_correct"].mean(), 4),
-        "nll": round(scored["nll"].mean(), 4),
+        "nll": round(scored["nll"].mean(skipna=False), 4),
         "tasks": scored.groupby("task", sort=False)["correct"].mean().round(4).to_dict(),
         "correct": results.pack(scored["correct"]),
     }
