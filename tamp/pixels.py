@@ -19,9 +19,10 @@ def picture(given: Any, folder: str | Path = "") -> Image.Image:
     """Return a picture as every part of tamp sees it: upright, opaque, in 8-bit RGB.
 
     A picture gives the same pixels as a file, as its bytes, as a PIL object and as an array. The orientation in its EXIF
-    data is applied. What is transparent shows white. Grey levels of 16 bits, and those that PIL keeps as whole (I) or real numbers (F), are
-    scaled to 8 bits, see :func:`_grey`. Every other mode (CMYK, palette, 1 bit, ...) is converted by PIL. For opaque 8-bit
-    pictures these are the pixels of transformers' ``load_image``, for transparent ones those of its image processors.
+    data is applied. What is transparent shows white. Grey levels of 16 bits, and those that PIL keeps as whole (I) or real
+    numbers (F), are scaled to 8 bits, see :func:`_grey`. Every other mode (CMYK, palette, 1 bit, ...) is converted by PIL.
+    For opaque 8-bit pictures these are the pixels of transformers' ``load_image``, for transparent ones those of its image
+    processors.
 
     Args:
         given: the path of a file; its bytes, also in base64 as a data URI (``data:image/png;base64,...``); a PIL picture; an
