@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -16,8 +16,9 @@ class UserError(ValueError):
 
 def whole(value: Any) -> int | None:
     """Return a whole number of any type as Python's own; None for everything else, fractions and infinities included."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return int(value) if number and math.isfinite(value) and value == int(value) else None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return int(value) if isinstance(value, Integral) or (math.isfinite(value) and value == int(value)) else None
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -66,7 +66,9 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
             raise UserError(f"{folder} does not hold a model: there is no config.json in it.")
         source = str(folder)
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise unknown("model", f"{name:.200}", zoo.MODELS, "A local folder or a hub id such as 'owner/model' works too.")
+        raise unknown(
+            "model", f"{name:.200}", zoo.MODELS, "A local folder or a hub id such as 'owner/model' works too."
+        )
     else:
         source = name
 

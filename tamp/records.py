@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,11 @@ class Question:
                 f"Choice {choices.index('') + 1} of {len(choices)} is empty: write it out, or leave it out."
             )
         if twice := next((choice for choice in choices if choices.count(choice) > 1), None):
-            raise UserError(f"The choice {twice!r} occurs twice: leave one out.")
+            raise UserError(f"The choice {twice[:80]!r} occurs twice: leave one out.")
         if choices and answer not in choices:
             raise UserError(
-                f"The answer {answer!r} is not among its choices ({', '.join(map(repr, choices))}): write it as one of them."
+                f"The answer {answer[:80]!r} is not among its choices ({', '.join(map(repr, choices)):.300}): write it as "
+                "one of them."
             )
 
     @property
@@ -154,6 +155,8 @@ def _text(value: Any, what: str) -> str:
     """
     if isinstance(value, bool) or not isinstance(value, str | Real):
         raise UserError(f"{what} is a text or a number, not {value!r:.60}; write it as text.")
+    if isinstance(value, Integral):
+        return str(int(value))
     if isinstance(value, Real):
         if not math.isfinite(value):
             raise UserError(f"{what} is {value}: write a text or a finite number.")

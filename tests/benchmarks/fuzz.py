@@ -2,8 +2,8 @@
 
 python tests/benchmarks/fuzz.py
 
-Writes ``data/results/fuzz.json``. Nothing but a sentence (:class:`tamp.UserError`) may come out of a file that cannot be used,
-within a limit of CPU time; what is accepted is checked; and reading must leave the folder as it was.
+Writes ``data/results/fuzz.json``. Nothing but a sentence (:class:`tamp.UserError`) may come out of a file that cannot be
+used, within a limit of CPU time; what is accepted is checked; and reading must leave the folder as it was.
 """
 
 import argparse
@@ -38,7 +38,24 @@ from tamp.videollama2 import convert
 
 OUTCOMES = ("accepted", "refused", "raised", "hung", "wrong")
 LIMIT = 10  # seconds of CPU time
-JUNK = (None, True, -1, 0, 1.5, 1e308, -1e30, float("nan"), float("inf"), 10**30, 10**400, "", " ", "x", "x" * 5000, "\ud800")
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    1e308,
+    -1e30,
+    float("nan"),
+    float("inf"),
+    10**30,
+    10**400,
+    "",
+    " ",
+    "x",
+    "x" * 5000,
+    "\ud800",
+)
 JUNK += ([], {}, [None], [[]], {"a": None}, ["x"] * 300, "\u2028", "a\0b", "<image>", "../..", "/", "2:4", "9" * 30)
 DEEP = 100_000  # levels of nesting
 
@@ -400,7 +417,11 @@ def main(arguments: list[str] | None = None) -> dict:
         counts, faults = run(make(Path(root)), options.seed, options.share)
     for line in faults:
         print(line)
-    made = {"seed": options.seed, "limit_seconds": LIMIT, "inputs": sum(map(sum, (c.values() for c in counts.values())))}
+    made = {
+        "seed": options.seed,
+        "limit_seconds": LIMIT,
+        "inputs": sum(map(sum, (c.values() for c in counts.values()))),
+    }
     made["kinds"] = counts
     recording.write("fuzz", made, options.out)
     return made
@@ -408,7 +429,10 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def table(recorded: dict) -> str:
     """Write the counts as a table."""
-    lines = ["| file | inputs | accepted | a sentence | another exception | hung | wrong |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| file | inputs | accepted | a sentence | another exception | hung | wrong |",
+        "|---|---|---|---|---|---|---|",
+    ]
     total = Counter()
     for kind, counts in recorded["kinds"].items():
         total.update(counts)
