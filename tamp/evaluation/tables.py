@@ -36,7 +36,7 @@ def overall(scores: pd.DataFrame) -> pd.DataFrame:
     row = {}
     for name in ("accuracy", "choice_accuracy", "nll", "chance"):
         there = scores[scores[name].notna()] if name in ("choice_accuracy", "chance") else scores
-        row[name] = (there[name] * there["n"]).sum() / there["n"].sum() if len(there) else math.nan
+        row[name] = (there[name] * there["n"]).sum(skipna=False) / there["n"].sum() if len(there) else math.nan
     low, high = wilson(row["accuracy"], n)
     return pd.DataFrame([{"task": "all", "n": n, **row, "low": low, "high": high}])[list(COLUMNS)]
 
