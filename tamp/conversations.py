@@ -1,12 +1,14 @@
 """Where samples come from: shipped sets and files become conversations, conversations become processor outputs."""
 
+import ctypes
 import importlib
 import inspect
 import itertools
 import logging
 import os
+import threading
 import zlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ _PARTS = {
     "audios": ("audio_processor", "feature_extractor"),
 }
 """What a processor of transformers has if it takes them."""
+
+TEMPLATE_SECONDS = 60
+"""How long a chat template may take for one conversation; usual ones take a millisecond."""
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +215,7 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
         _argument(processor, f"{kind}s")
     messages = [{**message, "content": _content(processor, message["content"])} for message in messages]
     try:
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        text = _ended(lambda: processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
     except Exception as error:  # what a template raises is up to whoever wrote it
         said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
         raise UserError(f"The chat template does not take the conversation: {said:.300}.") from error
@@ -219,6 +224,32 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
             "The chat template is made for plain texts and writes a message's parts as a Python list: set "
             "processor.chat_template to one that goes through the parts."
         )
+    return text
+
+
+def _ended(call: Callable[[], str]) -> str:
+    """Call a template, and stop it if it does not end: its loops are up to whoever wrote it.
+
+    Raises:
+        TimeoutError: after ``TEMPLATE_SECONDS``.
+    """
+    made: list[Any] = []
+
+    def work() -> None:
+        try:
+            made.extend((call(), None))
+        except BaseException as error:
+            made.extend((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(TEMPLATE_SECONDS)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        raise TimeoutError(f"it does not end within {TEMPLATE_SECONDS} s")
+    text, error = made
+    if error is not None:
+        raise error
     return text
 
 

@@ -102,7 +102,7 @@ class Plan:
         try:
             target, m = masks.exact(self.target), masks.parse_pattern(self.pattern)[1] if self.pattern else None
         except ValueError as error:
-            raise UserError(f"{path}: {error}.") from error
+            raise UserError(f"{path}: {error!s:.200}.") from error
         for name, size, drop, score in zip(
             self.linears, self.sizes, self.drops, self.scores or [0.0] * len(self.linears)
         ):

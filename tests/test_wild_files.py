@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import logging
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -271,6 +273,20 @@ def test_a_template_that_fails_otherwise_than_as_a_template(folder, processor, m
         monkeypatch.setattr(processor, "chat_template", template, raising=False)
         with pytest.raises(UserError, match=r"^set\.jsonl: Record 0: The chat template does not take"):
             tamp.calibration_set(path, processor, n=1)
+
+
+def test_a_template_that_does_not_end_is_stopped(folder, processor, monkeypatch):
+    monkeypatch.setattr(conversations, "TEMPLATE_SECONDS", 0.3)
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
+    monkeypatch.setattr(processor, "chat_template", loops + "{% endfor %}" * 3, raising=False)
+    before = threading.active_count()
+    with pytest.raises(UserError, match=r"^set\.jsonl: Record 0: .*does not end within 0\.3 s"):
+        tamp.calibration_set(write(folder, {"question": "q", "answer": "a"}), processor, n=1)
+    for _ in range(100):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.1)
+    assert threading.active_count() == before
 
 
 def test_a_weight_that_no_sample_meets_is_looked_at_before_pruning():

@@ -94,7 +94,7 @@ def _fault(cell: dict, first: dict) -> str:
         try:
             masks.parse_pattern(cell["level"])
         except ValueError as error:
-            return f"has a level that is not one: {error}"
+            return f"has a level that is not one: {error!s:.200}"
     return ""
 
 

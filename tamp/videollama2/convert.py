@@ -93,8 +93,9 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
             is of a type that is not ported, the destination exists, or writing fails.
     """
     source, destination = Path(source), files.check_free(destination, overwrite)
-    if source.resolve() in (destination, *destination.parents):
-        raise UserError(f"{destination} is the published checkpoint, or lies in it: choose another folder to write.")
+    whole = source.resolve()
+    if whole in (destination, *destination.parents) or destination in whole.parents:
+        raise UserError(f"{destination} is or holds the published checkpoint, or lies in it: choose another folder.")
     published = _json(source / "config.json")
     try:
         config = VideoLlama2Config.from_published(published, **settings)
