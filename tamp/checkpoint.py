@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tamp import schema
 from tamp.errors import UserError
 from tamp.files import finished, sha256
 from tamp.report import Report
+from tamp.schema import Range
 
 MANIFEST = "tamp.json"
 SPEAKERS = "spk_dict.pt"  # the voices of a Qwen2.5-Omni, which save_pretrained leaves out
@@ -160,6 +163,20 @@ def _declare_dtype(folder: Path, model: nn.Module) -> None:
         path.write_text(json.dumps({**config, "dtype": str(main).removeprefix("torch.")}, indent=2) + "\n")
 
 
+def read_manifest(folder: str | Path) -> dict:
+    """Read the manifest of a saved folder.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    wanted = {"report": (None, {"model": str, "sparsity": Range(0.0, 1.0), "weights": Range(0)}), "files": {...: str}}
+    path = Path(folder) / MANIFEST
+    found = schema.read(path, wanted, "a manifest", "Save the model again with tamp.save.")
+    if strange := [name for name in found["files"] if Path(name).name != name]:
+        raise UserError(f"{path} names the file {strange[0]!r:.60}, which is outside of {folder}.")
+    return found
+
+
 def verify(folder: str | Path) -> dict:
     """Check a saved folder's weights against its manifest.
 
@@ -172,9 +189,9 @@ def verify(folder: str | Path) -> dict:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} has no {MANIFEST}: it was not saved by tamp.save, or not completely.")
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):  # which takes a name that is too long
             raise UserError(f"{folder / name} is missing.")
         if sha256(folder / name) != expected:
             raise UserError(f"{folder / name} is not what was saved: its sha256 differs from {MANIFEST}.")

@@ -1,6 +1,7 @@
 """Loading a model and its processor by a shipped name, from a folder or from the hub."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,14 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     if isinstance(dtype, str) and dtype != "auto":
         dtype = _dtype(dtype)
     folder = zoo.folder(name) if name in zoo.MODELS else Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # which takes a name that is too long
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} does not hold a model: there is no config.json in it.")
         source = str(folder)
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise unknown("model", name, zoo.MODELS, "A local folder or a hub id such as 'owner/model' works too.")
+        raise unknown(
+            "model", f"{name:.200}", zoo.MODELS, "A local folder or a hub id such as 'owner/model' works too."
+        )
     else:
         source = name
 
@@ -305,7 +308,7 @@ def _said(name: str, folder: Path, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     """Return the first line of an error's message, and the second if that is what the first announces."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return f"{' '.join(lines[: 2 if lines[0].endswith(':') else 1]):.300}"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -9,9 +9,9 @@ import importlib
 import itertools
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tamp.errors import UserError
+from tamp.errors import UserError, whole
 
 RATE = 16000
 """Samples per second of every waveform."""
@@ -37,9 +37,9 @@ def frame_indices(count: int, frames: int) -> list[int]:
     Raises:
         UserError: if there is no frame to take, or none is asked for.
     """
-    if count < 1 or frames < 1:
+    if (whole(count) or 0) < 1 or (whole(frames) or 0) < 1:
         raise UserError(f"At least one frame of at least one is taken, not {frames} of {count}.")
-    return [round((count - 1) / frames * (part + 0.5) + 1e-6) for part in range(frames)]
+    return [round((count - 1) / frames * (part + 0.5) + 1e-6) for part in range(whole(frames))]
 
 
 def read_video(path: str | Path, frames: int) -> np.ndarray:
@@ -153,7 +153,7 @@ def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
         UserError: if waveform or rate are not as above, the waveform is empty or not finite, or PyAV is missing.
     """
     waveform = _checked(waveform, "The waveform", ndim=2)
-    if not isinstance(rate, Integral) or not 1 <= rate <= 1_000_000:
+    if whole(rate) is None or not 1 <= rate <= 1_000_000:
         raise UserError(f"A rate is a whole number of samples per second, 1 to 1,000,000, not {rate}.")
     if waveform.ndim == 2:
         if waveform.shape[1] > waveform.shape[0]:
@@ -308,8 +308,8 @@ def _checked(waveform: np.ndarray, what: str, ndim: int = 1) -> np.ndarray:
 
 
 def _check_file(path: str | Path) -> None:
-    if not Path(path).is_file():
-        raise UserError(f"There is no file {path}.")
+    if not os.path.isfile(path):  # which takes a name that is too long, or holds a null
+        raise UserError(f"There is no file {path!s:.200}.")
 
 
 def _no_frame(path: str | Path) -> UserError:

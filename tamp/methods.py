@@ -44,7 +44,8 @@ class Option:
                 raise UserError(f"{name} must be {' or '.join(map(repr, self.choices))}, not {value!r}.")
             return value
         whole = isinstance(self.default, int)
-        number = None if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        known = isinstance(value, Real) and not isinstance(value, bool) and not abs(value) > 1e300
+        number = float(value) if known else None
         most = math.nextafter(math.inf, 0) if self.most is None else self.most
         if number is None or not self.least <= number <= most or (whole and number != int(number)):
             bounds = f"of at least {self.least:g}" if self.most is None else f"from {self.least:g} to {self.most:g}"

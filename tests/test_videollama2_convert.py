@@ -253,6 +253,46 @@ def test_a_broken_shard_is_named(tmp_path, damage):
     assert not (tmp_path / "port").exists()
 
 
+HEADERS = {
+    "a shape that does not fill its place": lambda entry: entry["shape"].append(2),
+    "an unknown type": lambda entry: entry.update(dtype="F12"),
+    "a shape of texts": lambda entry: entry.update(shape=["2"]),
+    "places that are no list": lambda entry: entry.update(data_offsets=3),
+    "a place twice": lambda entry: entry.update(data_offsets=[0, 0]),
+}
+
+
+@pytest.mark.parametrize("damage", HEADERS)
+def test_a_header_that_does_not_describe_its_data_is_refused(tmp_path, damage):
+    source = tiny.publish(tmp_path / "source")
+    path = source / "model-00001-of-00002.safetensors"
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    HEADERS[damage](next(entry for name, entry in header.items() if name != "__metadata__"))
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + whole[8 + length :])
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors is not a complete safetensors file"):
+        convert(source, tmp_path / "port", **tiny.TOWERS)
+
+
+@pytest.mark.parametrize("index", [{"weight_map": 3}, {"weight_map": {"a": "../b"}}, {"weight_map": {}}, {}, []])
+def test_an_index_that_does_not_name_files_is_refused(tmp_path, index):
+    source = tiny.publish(tmp_path / "source")
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="model.safetensors.index.json .*Download it again"):
+        convert(source, tmp_path / "port", **tiny.TOWERS)
+
+
+@pytest.mark.parametrize("out", [".", "inside", ".."])
+def test_the_source_is_never_written_over(tmp_path, out):
+    source = tiny.publish(tmp_path / "source")
+    before = sorted(path.name for path in source.iterdir())
+    with pytest.raises(UserError, match="choose another folder"):
+        convert(source, source / out, overwrite=True, **tiny.TOWERS)
+    assert sorted(path.name for path in source.iterdir()) == before
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def fail(*arguments, **settings):
         raise OSError("No space left on device")

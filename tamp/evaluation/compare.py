@@ -5,7 +5,7 @@ A cell is one pruned copy of the model with its scores, on questions that are th
 """
 
 import copy
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import conversations, loading, models, planning, pruning
+from tamp import conversations, loading, models, planning, pruning, schema
 from tamp.errors import UserError, unknown
 from tamp.evaluation import results, scoring
 from tamp.recipe import Recipe
@@ -26,9 +26,6 @@ Cell = tuple[str, float | str, int]
 """(method, level, calibration seed); the dense model is ``("dense", 0.0, 0)``."""
 
 DENSE: Cell = ("dense", 0.0, 0)
-SAMPLED = 8192
-"""Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
-
 TEXT_WINDOWS, TEXT_WINDOW, FACTS = 6, 256, 100
 
 
@@ -145,13 +142,9 @@ def _read(path: Path, shared: dict) -> list[dict]:
     Raises:
         UserError: if the file holds something else, or a comparison with other settings.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    try:
-        found = json.loads(path.read_text())
-        recorded = list(found["cells"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} exists and does not hold a comparison; choose another file.") from error
+    found = schema.read(path, {"cells": list}, "a comparison", results.HINT)
     lacking = [name for name in shared if name not in found]
     if lacking:
         raise UserError(
@@ -163,7 +156,8 @@ def _read(path: Path, shared: dict) -> list[dict]:
                 f"{path} holds a comparison with {name}={found[name]!r}, not {value!r}: choose another file, or give "
                 "the same settings to go on."
             )
-    return recorded
+    results.check_cells(path, found["cells"])
+    return found["cells"]
 
 
 class Runner:
@@ -217,11 +211,11 @@ class Runner:
 
 
 def sampled_mask(model: nn.Module) -> pd.Series:
-    """Look up which of some weights, drawn once for all models of one architecture, are zero: (SAMPLED,) bool."""
+    """Look up which of some weights, drawn once for all models of one architecture, are zero: (results.SAMPLED,) bool."""
     weights = [linear.weight for linear in models.all_linears(model).values()]
     ends = torch.tensor([weight.numel() for weight in weights]).cumsum(0)
     random = torch.Generator().manual_seed(0)
-    places = torch.randint(int(ends[-1]), (SAMPLED,), generator=random).sort().values
+    places = torch.randint(int(ends[-1]), (results.SAMPLED,), generator=random).sort().values
     owner = torch.searchsorted(ends, places, right=True)
     found = []
     for number, weight in enumerate(weights):
@@ -236,7 +230,7 @@ def score(scored: pd.DataFrame) -> dict:
         "n_questions": len(scored),
         "accuracy": round(scored["correct"].mean(), 4),
         "choice_accuracy": round(scored["choice_correct"].mean(), 4),
-        "nll": round(scored["nll"].mean(), 4),
+        "nll": round(scored["nll"].mean(skipna=False), 4),
         "tasks": scored.groupby("task", sort=False)["correct"].mean().round(4).to_dict(),
         "correct": results.pack(scored["correct"]),
     }

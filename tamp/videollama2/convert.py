@@ -2,14 +2,17 @@
 
 import json
 import logging
+import math
+import os
 import re
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, SiglipImageProcessorPil
 
-from tamp import files
+from tamp import files, schema
 from tamp.errors import UserError
+from tamp.schema import Range
 from tamp.videollama2.configuration import VideoLlama2Config
 from tamp.videollama2.modeling import VideoLlama2ForConditionalGeneration
 from tamp.videollama2.processing import TOKENS, VideoLlama2Processor
@@ -43,6 +46,8 @@ GATES = {".self_attn.grep_linear.": ".self_attn.gate_proj.", ".self_attn.grep_a"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CHUNK = 2**24  # bytes copied at a time
+WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # bytes
+ENTRIES = {...: {"dtype": str, "shape": [Range(0)], "data_offsets": [Range(0)]}}
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +93,16 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
             is of a type that is not ported, the destination exists, or writing fails.
     """
     source, destination = Path(source), files.check_free(destination, overwrite)
-    config = VideoLlama2Config.from_published(_json(source / "config.json"), **settings)
+    whole = source.resolve()
+    if whole in (destination, *destination.parents) or destination in whole.parents:
+        raise UserError(f"{destination} is or holds the published checkpoint, or lies in it: choose another folder.")
+    published = _json(source / "config.json")
+    try:
+        config = VideoLlama2Config.from_published(published, **settings)
+    except UserError:
+        raise
+    except Exception as error:  # fields of other types
+        raise UserError(f"{source / 'config.json'} is damaged ({type(error).__name__}: {error!s:.200}).") from error
     config.architectures = [VideoLlama2ForConditionalGeneration.__name__]
     tokenizer = _tokenizer(source)
     if tokenizer is not None:
@@ -120,21 +134,23 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
 
 
 def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no {path}: give the folder of a published checkpoint.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not path.is_file():
+        raise UserError(f"There is no {path}: give the folder of a published checkpoint.")
+    return schema.read(path, dict, "the JSON of a published checkpoint", "Download it again.")
 
 
 def _shards(source: Path) -> list[Path]:
     """List the weight files, all of them present."""
     if (source / INDEX).is_file():
-        paths = [source / name for name in sorted(set(_json(source / INDEX)["weight_map"].values()))]
+        index = _json(source / INDEX)
+        said = schema.misfit(index, {"weight_map": {...: str}})
+        names = [] if said else sorted(set(index["weight_map"].values()))
+        if said or not names or any(Path(name).name != name for name in names):
+            raise UserError(f"{source / INDEX} does not name the weight files: {said or names[:3]}. Download it again.")
+        paths = [source / name for name in names]
     else:
         paths = [source / SINGLE]
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = [f"{path.name:.60}" for path in paths if not os.path.isfile(path)]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}: download the checkpoint completely.")
     return paths
@@ -146,13 +162,24 @@ def _header(path: Path) -> tuple[dict[str, dict], int]:
         start = 8 + int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(start - 8)) if start <= path.stat().st_size else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             header = {}
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=-1)
-    if start + end != path.stat().st_size:
+    if isinstance(header, dict):
+        header.pop("__metadata__", None)
+    if not header or schema.misfit(header, ENTRIES) or not _whole(header, path.stat().st_size - start):
         raise UserError(f"{path} is not a complete safetensors file: download it again.")
     return header, start
+
+
+def _whole(header: dict[str, dict], size: int) -> bool:
+    """Return whether tensors of their types and shapes fill the data of a file, one after the other."""
+    end = 0
+    for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
+        length = math.prod(entry["shape"]) * WIDTHS.get(entry["dtype"], -1)
+        if entry["data_offsets"] != [end, end + length]:
+            return False
+        end += length
+    return end == size
 
 
 def _check(shards: dict[Path, tuple[dict, int]], config: VideoLlama2Config) -> dict[str, str | None]:
@@ -203,8 +230,8 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerBase | None:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The tokenizer in {source} cannot be read: {error}") from error
+    except Exception as error:  # a damaged file makes tokenizers raise whatever its parser meets
+        raise UserError(f"The tokenizer in {source} cannot be read: {error!s:.200}") from error
     tokenizer.add_tokens(list(TOKENS.values()), special_tokens=True)
     return tokenizer
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature, ProcessorMixin, SiglipImageProcessorPil
 
 from tamp import media
-from tamp.errors import UserError, unknown
+from tamp.errors import UserError, unknown, whole
 
 KINDS = ("image", "video", "audio")
 MARKS = {kind: f"<{kind}>" for kind in KINDS}
@@ -79,11 +79,11 @@ class VideoLlama2Processor(ProcessorMixin):
         if image_processor is not None and not isinstance(image_processor, SiglipImageProcessorPil):
             image_processor = SiglipImageProcessorPil.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
-        if not 2 <= num_frames <= MOST_FRAMES:
-            raise UserError(f"num_frames is 2 to {MOST_FRAMES}, not {num_frames}.")
+        if not 2 <= (whole(num_frames) or 0) <= MOST_FRAMES:
+            raise UserError(f"num_frames is a whole number from 2 to {MOST_FRAMES}, not {num_frames}.")
         if audio_policy not in AUDIO_POLICIES:
             raise unknown("audio policy", audio_policy, AUDIO_POLICIES)
-        self.num_frames = num_frames
+        self.num_frames = whole(num_frames)
         self.audio_policy = audio_policy
         self.patch_size = patch_size
         self.downsample = list(downsample)

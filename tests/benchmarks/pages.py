@@ -11,6 +11,7 @@ from pathlib import Path
 
 import answers
 import family_table
+import fuzz
 import method_tables
 import outliers
 import pandas as pd
@@ -342,6 +343,7 @@ PAGES = {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
     },
+    "book/tested.md": {"fuzz": lambda: fuzz.table(read("fuzz"))},
     "book/families.md": {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
         "text": lambda: family_table.table(read("families")["families"], media=False),
