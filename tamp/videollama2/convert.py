@@ -88,6 +88,11 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
             is of a type that is not ported, the destination exists, or writing fails.
     """
     source, destination = Path(source), files.check_free(destination, overwrite)
+    if source.resolve() == destination or {source.resolve(), destination} & {
+        *source.resolve().parents,
+        *destination.parents,
+    }:
+        raise UserError(f"{destination} and {source} lie in each other: convert into a folder elsewhere.")
     config = VideoLlama2Config.from_published(_json(source / "config.json"), **settings)
     config.architectures = [VideoLlama2ForConditionalGeneration.__name__]
     tokenizer = _tokenizer(source)
