@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tamp import models
 from tamp.errors import UserError
 from tamp.files import finished, sha256
 from tamp.report import Report
@@ -71,6 +72,7 @@ def check_savable(model: nn.Module, processor) -> None:
             cannot be saved.
     """
     _check_adapters(model)
+    models.speaker(model)  # which refuses wrappers
     parts = {"configuration": model.config, "generation_config": getattr(model, "generation_config", None)}
     for name, part in (parts | {"processor": processor}).items():
         try:
