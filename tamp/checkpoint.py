@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tamp import models
+from tamp import models, schema
 from tamp.errors import UserError
 from tamp.files import finished, sha256
 from tamp.report import Report
+from tamp.schema import Range
 
 MANIFEST = "tamp.json"
 SPEAKERS = "spk_dict.pt"  # the voices of a Qwen2.5-Omni, which save_pretrained leaves out
@@ -190,3 +191,17 @@ def _declare_dtype(folder: Path, model: nn.Module) -> None:
         path = folder / "config.json"
         config = json.loads(path.read_text())
         path.write_text(json.dumps({**config, "dtype": str(main).removeprefix("torch.")}, indent=2) + "\n")
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """Read the manifest of a saved folder.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    wanted = {"report": (None, {"model": str, "sparsity": Range(0.0, 1.0), "weights": Range(0)}), "files": {...: str}}
+    path = Path(folder) / MANIFEST
+    found = schema.read(path, wanted, "a manifest", "Save the model again with tamp.save.")
+    if strange := [name for name in found["files"] if Path(name).name != name]:
+        raise UserError(f"{path} names the file {strange[0]!r:.60}, which is outside of {folder}.")
+    return found

@@ -2,10 +2,11 @@
 
 import importlib
 import inspect
-import json
+import itertools
 import logging
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from tamp import records
-from tamp.checkpoint import MANIFEST
-from tamp.errors import UserError
+from tamp import reading, records
+from tamp.checkpoint import MANIFEST, read_manifest
+from tamp.errors import UserError, whole
+from tamp.reading import Place, Skipped, place_of, told
 from tamp.records import Question, dialogue
 from tamp.zoo import MODELS
 
@@ -37,80 +39,129 @@ _PARTS = {
 log = logging.getLogger(__name__)
 
 
-def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128, seed: int = 42) -> list[dict]:
+class Samples(list):
+    """Calibration samples.
+
+    Attributes:
+        skipped: the records that could not be used, :class:`tamp.reading.Skipped` each; empty unless they are to be skipped.
+    """
+
+    skipped: Sequence[Skipped] = ()
+
+
+def calibration_set(
+    source: str | Path | Sequence[dict], processor, n: int = 128, seed: int = 42, on_error: str = "raise"
+) -> Samples:
     """Make calibration samples: conversations with their answers, as the processor's outputs.
 
     Args:
-        source: a shipped set, one of ``SETS``; a ``.jsonl`` or ``.json`` file; a folder saved by ``datasets``; or a list of
-            processor outputs, which is taken as it is. A record of a file holds either ``conversations`` (LLaVA's format,
-            turns ``{"from": "human" | "gpt", "value": ...}``, with a mark such as ``<video>`` where something belongs) or
-            ``question`` and ``answer``, as in :func:`questions`; beside them ``image``, ``video`` and ``audio``, or
-            ``images``, ``videos`` and ``audios`` (paths relative to the file; for pictures what :func:`tamp.records.picture`
-            takes). Or it holds just ``text``.
+        source: a shipped set, one of ``SETS``; a ``.jsonl`` or ``.json`` file; a folder saved by ``datasets``; a list of
+            records; or a list of processor outputs, which is taken as it is. A record holds either ``conversations``
+            (LLaVA's format, turns ``{"from": "human" | "gpt" | "system", "value": ...}``, with a mark such as ``<video>``
+            where something belongs; ``user`` and ``assistant``, ``role`` and ``content`` are known too) or ``question`` and
+            ``answer``, as in :func:`questions`; beside them ``image``, ``video`` and ``audio``, or ``images``, ``videos``
+            and ``audios`` (paths relative to the file; for pictures what :func:`tamp.pixels.picture` takes). Or it holds
+            just ``text``. A mark in an answer, or in prose without such media, is text.
         processor: of the model to prune.
         n: how many samples to draw; all of them if there are fewer.
         seed: of the draw; shipped sets make other questions for another seed.
+        on_error: what to do with a record that cannot be used: ``"raise"`` its error, or ``"skip"`` it, draw another, and
+            warn at the end.
 
     Returns:
-        A list of processor outputs with tensors, one conversation each.
+        A list of processor outputs with tensors, one conversation each; its ``skipped`` names the records left out.
 
     Raises:
         UserError: if there is no such set, it is empty, a record, a picture, a video, a sound, ``n`` or ``seed`` is not
             right, or the model does not take what is in it.
     """
-    if n < 1:
+    skipped = reading.skips(on_error)
+    if (whole(n) or 0) < 1:
         raise UserError(f"A calibration set needs at least one sample, not n={n}.")
-    if seed < 0:
+    if whole(seed) is None or seed < 0:
         raise UserError(f"A seed is a whole number from 0 on, not {seed}.")
+    n, seed = whole(n), whole(seed)
     if not isinstance(source, str | Path):
-        samples = list(source)[:n]
-        if not samples:
+        source = list(source)
+        if not source:
             raise UserError("The calibration set is empty.")
-        return samples
-    if source in SETS:
+        if not any(isinstance(each, dict) and "input_ids" not in each for each in source):
+            return Samples(source[:n])
+    elif source in SETS:
         asked = _shipped(source, n, seed, "calibration")
-        return [process(processor, dialogue(each.text, each.answer, **each.media)) for each in asked]
-    found = records.read(source, "calibration set", SETS)
-    order = np.random.default_rng([zlib.crc32(b"calibration"), seed]).permutation(len(found))[:n]
-    if len(found) < n:
-        log.warning("%s holds %d samples, fewer than the %d asked for: all are used", source, len(found), n)
-    drawn = {number: records.conversation(found[number], Path(source)) for number in order}
-    for number, messages in drawn.items():
-        with records.numbered(number):
-            render(processor, messages)  # which refuses what the model does not take, before a video is decoded
-    samples = []
-    for number, messages in drawn.items():
-        with records.numbered(number):
-            samples.append(process(processor, messages))
+        return Samples(process(processor, dialogue(each.text, each.answer, **each.media)) for each in asked)
+    found = records.read(source, "calibration set", SETS, skipped)
+    order = np.random.default_rng([zlib.crc32(b"calibration"), seed]).permutation(len(found))
+    usable = _usable([found[number] for number in order], source, processor, skipped)
+    samples = Samples()
+    while drawn := list(itertools.islice(usable, n - len(samples))):
+        for place, messages in drawn:
+            with told(place, skipped):
+                samples.append(process(processor, messages))
+    if len(samples) < n:
+        log.warning("%s holds %d samples, fewer than the %d asked for: all are used", source, len(samples), n)
+    reading.warn(skipped, "sample", len(samples))
+    samples.skipped = tuple(skipped or ())
     return samples
 
 
-def questions(source: str | Path, n: int | None = None, seed: int = 0) -> list[Question]:
+def _usable(
+    found: list[dict], source: Any, processor, skipped: list[Skipped] | None
+) -> Iterator[tuple[Place, list[dict] | str]]:
+    """Yield the records whose media are there and whose conversation the model takes, before a video is decoded."""
+    for record in found:
+        place = place_of(record, source)
+        taken = []
+        with told(place, skipped):
+            messages = records.conversation(record, source)
+            render(processor, messages)
+            taken = [(place, messages)]
+        yield from taken
+
+
+def questions(
+    source: str | Path | Sequence[dict], n: int | None = None, seed: int = 0, skipped: list[Skipped] | None = None
+) -> list[Question]:
     """Make or read benchmark questions.
 
     Args:
-        source: a shipped set, a ``.jsonl`` or ``.json`` file, or a folder saved by ``datasets``. Records hold ``question``,
-            ``answer`` and, if they like, ``task``, ``choices``, and ``image``, ``video`` and ``audio``, or several of each:
-            ``images`` and so on. Several answers to one question, in a list (``answer`` or ``answers``), count as the most
-            frequent of them, the first in a tie. Blanks around answers and choices are taken off.
+        source: a shipped set, a ``.jsonl`` or ``.json`` file, a folder saved by ``datasets``, or a list of records. Records
+            hold ``question``, ``answer`` and, if they like, ``task``, ``choices``, and ``image``, ``video`` and ``audio``,
+            or several of each: ``images`` and so on. Several answers to one question, in a list (``answer`` or
+            ``answers``), count as the most frequent of them, the first in a tie. Blanks around answers and choices are
+            taken off; a number counts as text, a whole one without decimals.
         n: how many; for a file None means all of it, for a shipped set 1000.
         seed: of shipped sets; a file's questions come in its own order.
+        skipped: where records that cannot be used are noted; without it they raise.
 
     Raises:
         UserError: if there is no such benchmark, or a record, picture, video or sound is not right: naming the record, if
             its answer or a choice is empty, a choice occurs twice, or the answer is not among the choices.
     """
-    if n is not None and n < 1:
+    if n is not None and (whole(n) or 0) < 1:
         raise UserError(f"A benchmark needs at least one question, not {n}.")
-    if source in SETS:
-        return _shipped(source, n or 1000, seed, "evaluation")
+    if whole(seed) is None or seed < 0:
+        raise UserError(f"A seed is a whole number from 0 on, not {seed}.")
+    if isinstance(source, str | Path) and source in SETS:
+        return _shipped(source, 1000 if n is None else whole(n), whole(seed), "evaluation")
+    stem = Path(source).stem if isinstance(source, str | Path) else "questions"
     made, opened = [], {}
-    for record in records.read(source, "benchmark", SETS)[:n]:
-        names = str(records.named(record))
-        if names not in opened:  # questions about one picture share it
-            opened[names] = records.opened(record, Path(source))
-        made.append(records.question(record, Path(source).stem, opened[names]))
+    for record in records.read(source, "benchmark", SETS, skipped):
+        if len(made) == n:
+            break
+        with told(place_of(record, source), skipped):
+            names = tuple((kind, *map(_name, each)) for kind, each in records.named(record).items())
+            if names not in opened:  # questions about one picture share it
+                opened[names] = records.opened(record, source)
+            made.append(records.question(record, stem, opened[names], source))
     return made
+
+
+def _name(given: Any) -> Hashable:
+    """Return what tells a picture, video or sound from others: a path, bytes, or the object itself."""
+    if isinstance(given, dict):
+        return tuple((key, _name(value)) for key, value in given.items())
+    return given if isinstance(given, str | bytes | Path) else id(given)
 
 
 def own_set(model: str | Path, given: str | None, option: str) -> str:
@@ -121,9 +172,9 @@ def own_set(model: str | Path, given: str | None, option: str) -> str:
     """
     if given is not None:
         return given
-    name, manifest = str(model), Path(model) / MANIFEST
-    if manifest.is_file():
-        name = (json.loads(manifest.read_text())["report"] or {}).get("model", name)
+    name = str(model)
+    if os.path.isfile(Path(model) / MANIFEST):
+        name = (read_manifest(model)["report"] or {"model": name})["model"]
     if name not in OWN_SETS:
         raise UserError(
             f"No set of questions is made for {str(model)!r}: name one with {option} ({', '.join(SETS)}, or a file)."
@@ -149,7 +200,7 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
         UserError: if the processor has no chat template, or it or its template does not take what is in the messages.
     """
     if isinstance(messages, str):
-        return messages
+        return _literal(processor, messages)
     if getattr(processor, "chat_template", None) is None:
         raise UserError(
             f"{type(processor).__name__} has no chat template to write conversations with; "
@@ -157,19 +208,37 @@ def render(processor, messages: list[dict[str, Any]] | str, prompt: bool = False
         )
     for kind in {part["type"] for part in records.parts_of(messages)}.intersection(records.KINDS):
         _argument(processor, f"{kind}s")
-    if not hasattr(processor, "tokenizer"):  # tokenizers take plain strings as content
-        messages = [
-            {**message, "content": "\n".join(part["text"] for part in message["content"])} for message in messages
-        ]
+    messages = [{**message, "content": _content(processor, message["content"])} for message in messages]
     try:
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except jinja2.TemplateError as error:
-        raise UserError(f"The chat template does not take the conversation: {error}.") from error
+    except Exception as error:  # what a template raises is up to whoever wrote it
+        said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"The chat template does not take the conversation: {said:.300}.") from error
     if any(not isinstance(message["content"], str) and str(message["content"]) in text for message in messages):
         raise UserError(
             "The chat template is made for plain texts and writes a message's parts as a Python list: set "
             "processor.chat_template to one that goes through the parts."
         )
+    return text
+
+
+def _content(processor, content: str | list[dict]) -> str | list[dict]:
+    """Return what a message says, its texts made literal; for a tokenizer as one text, since it takes nothing else."""
+    if isinstance(content, str):
+        return _literal(processor, content)
+    parts = [{**part, "text": _literal(processor, part["text"])} if "text" in part else part for part in content]
+    return parts if hasattr(processor, "tokenizer") else "\n".join(part["text"] for part in parts)
+
+
+def _literal(processor, text: str) -> str:
+    """Break up what a processor would take for a picture, video or sound in a text that only mentions it: ``< image>``."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    for kind in records.KINDS:
+        number = getattr(processor, f"{kind}_token_id", None)
+        tokens = {getattr(processor, f"{kind}_token", None)}
+        tokens.add(tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else None)
+        for token in map(str, tokens - {None, ""}):
+            text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
 
@@ -199,11 +268,14 @@ def encode(
     given = {"images": images, "videos": videos, "audios": audios}
     media = {_argument(processor, kind): list(every) for kind, every in given.items() if every}
     try:
-        return processor(text=[text], **media, **settings)
+        made = processor(text=[text], **media, **settings)
     except UserError:
         raise
     except Exception as error:  # whatever a processor raises for a picture or a setting that it does not expect
-        raise UserError(f"{type(processor).__name__} does not take the conversation: {error}") from error
+        raise UserError(f"{type(processor).__name__} does not take the conversation: {error!s:.300}") from error
+    if not made["input_ids"].numel():
+        raise UserError(f"{type(processor).__name__} makes no token of the conversation: {text[:60]!r}.")
+    return made
 
 
 def _argument(processor, kind: str) -> str:

@@ -4,11 +4,20 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any
 
 
 class UserError(ValueError):
     """A wrong argument, file or model; the message says what was wrong and what to do about it."""
+
+
+def whole(value: Any) -> int | None:
+    """Return a whole number of any type as Python's own; None for everything else, fractions and infinities included."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return int(value) if number and math.isfinite(value) and value == int(value) else None
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -67,6 +67,10 @@ def check_model(model: nn.Module, allow_partial: bool = False) -> dict[str, tupl
     for name, linear in found.items():
         _check_weight(name, linear)
     _check_shared(model, found)
+    for name, parameter in model.named_parameters():  # also those that no calibration sample meets
+        known = parameter.is_floating_point() and parameter.itemsize > 1 and not parameter.is_meta
+        if known and parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
+            raise UserError(f"{name} holds NaN or infinity: load the model again, or in bfloat16 or float32.")
     left = models.left_out(model)
     missed = {name: size for name, (size, reason) in left.items() if reason not in matrices.BY_RULE}
     reached = sum(linear.weight.numel() for linear in found.values())

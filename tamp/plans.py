@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
-from tamp import files, masks
+from tamp import files, masks, schema
 from tamp.errors import UserError, unknown
+from tamp.schema import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +82,22 @@ class Plan:
         Raises:
             UserError: if it is not a plan, or does not add up: the message says which linear or total, and what to do.
         """
-        try:
-            found = json.loads(Path(path).read_text())
-            rows = found["linears"]
-            columns = {key: tuple(row[key] for row in rows.values()) for key in ("weights", "dropped", "score")}
-            plan = cls(
-                linears=tuple(rows),
-                sizes=columns["weights"],
-                drops=columns["dropped"],
-                scores=columns["score"] if any(score is not None for score in columns["score"]) else None,
-                **{field: found[field] for field in HEAD},
-            )
-        except OSError as error:
-            raise UserError(f"Cannot read the plan {path}: {error.strerror}.") from error
-        except KeyError as error:
-            raise UserError(f"{path} is not a plan: it has no {error}. `tamp plan` writes one.") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a plan: {error}. `tamp plan` writes one.") from error
+        found = schema.read(path, SCHEMA, "a plan", "`tamp plan` writes one.")
+        columns = {key: tuple(row[key] for row in found["linears"].values()) for key in ("weights", "dropped", "score")}
+        plan = cls(
+            linears=tuple(found["linears"]),
+            sizes=columns["weights"],
+            drops=columns["dropped"],
+            scores=columns["score"] if any(score is not None for score in columns["score"]) else None,
+            **{field: found[field] for field in HEAD},
+        )
         plan._validate(path)
         return plan
 
     def _validate(self, path: str | Path) -> None:
         """Check that counts are whole, in range, under the cap, on the pattern, and add up to the target."""
+        if not self.linears:
+            raise UserError(f"{path} is not a plan: it names no linears. `tamp plan` writes one.")
         try:
             target, m = masks.exact(self.target), masks.parse_pattern(self.pattern)[1] if self.pattern else None
         except ValueError as error:
@@ -114,7 +109,7 @@ class Plan:
                 raise UserError(
                     f"{path}: {name} cannot drop {drop} of {size} weights; give a whole number up to {size}."
                 )
-            if not isinstance(score, int | float) or not math.isfinite(score):
+            if score is None or not math.isfinite(score):
                 raise UserError(f"{path}: the score of {name} is {score}; give a number, or null for all linears.")
             if m and (drop * m) % size:
                 raise UserError(
@@ -153,6 +148,15 @@ class Plan:
 
 HEAD = tuple(field.name for field in fields(Plan) if field.name not in ("linears", "sizes", "drops", "scores"))
 """What a file says of the plan as a whole, before its linears."""
+
+SCHEMA = {
+    "linears": {...: {"weights": float, "dropped": float, "score": (None, float)}},
+    "target": float,
+    "pattern": (None, str),
+    "cap": (None, Range(0.0, 1.0)),
+    **dict.fromkeys(("allocation", "model", "fingerprint"), str),
+}
+"""What a file holds, see :func:`tamp.schema.misfit`."""
 
 
 def distance(drops: Sequence[int], other: Sequence[int]) -> float:

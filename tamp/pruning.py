@@ -256,10 +256,13 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
         recipe: criterion, pattern and update.
         hessian: accumulator for the update.
     """
+    weight = linear.weight
     if not drop:
         return
+    if drop == weight.numel():  # all of it: nothing is left to choose, or to update
+        weight.zero_()
+        return
     _, _, criterion, update = recipe.rules
-    weight = linear.weight
     m = masks.parse_pattern(recipe.pattern)[1] if recipe.pattern else 0
     n = drop * m // weight.numel()
     if criterion.update:

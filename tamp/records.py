@@ -1,26 +1,42 @@
 """Files of samples and questions: records, the pictures, videos and sounds beside their words, and their messages."""
 
-import contextlib
-import io
-import json
+import math
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tamp import media
-from tamp.errors import UserError, unknown
+from tamp.errors import UserError
+from tamp.pixels import picture
+from tamp.reading import Place, absent, place_of, read, told
 
 KINDS = ("image", "video", "audio")
 """What can stand beside text: keys of a record, as are their plurals, and marks in LLaVA's turns, such as ``<image>``."""
 
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Who speaks in a turn, in LLaVA's words and in those of chat templates."""
+
+__all__ = [
+    "KINDS",
+    "Question",
+    "conversation",
+    "dialogue",
+    "media_of",
+    "named",
+    "opened",
+    "parts_of",
+    "picture",
+    "question",
+    "read",
+]
+
 _MARK = re.compile(f"<({'|'.join(KINDS)})>")
-_ORIENTATION = 0x0112  # EXIF's tag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +53,7 @@ class Question:
         choices: The answers that make sense; chance is one over their number. None at all for an open question.
         videos: Paths of videos, after the pictures in the prompt.
         audios: Paths of sounds, after the videos.
+        place: Where it was read, for errors; None for a question that was made.
 
     Raises:
         UserError: if the answer or a choice is empty or is not text, a choice occurs twice, or the answer is not among the
@@ -50,6 +67,7 @@ class Question:
     choices: tuple[str, ...]
     videos: tuple[str | Path, ...] = ()
     audios: tuple[str | Path, ...] = ()
+    place: Place | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         answer = _text(self.answer, "An answer").strip()
@@ -75,79 +93,28 @@ class Question:
         return {"images": self.images, "videos": self.videos, "audios": self.audios}
 
 
-def read(source: str | Path, kind: str, known: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Read the records of a file or a ``datasets`` folder, each with its ``_number`` and without what is None in it.
+def named(record: dict[str, Any]) -> dict[str, list]:
+    """List the media that a record names, by kind: what stands under ``images``, or under ``image``, and so on.
 
-    Args:
-        source: a ``.jsonl`` or ``.json`` file or a folder.
-        kind: what it should be, such as ``"benchmark"``, to say so in an error.
-        known: names that would have worked instead, to be offered in an error.
+    An empty text, and a list of nothing but these and None, stands for no media.
 
     Raises:
-        UserError: if it does not exist, is empty, or is not in one of the known formats.
+        UserError: if some of several are missing.
     """
-    path = Path(source)
-    if path.is_dir():
-        records = _read_folder(path)
-    elif not path.is_file():
-        raise unknown(kind, str(source), known, "A .jsonl or .json file or a datasets folder works too.")
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-            records = (
-                json.loads(text)
-                if path.suffix == ".json"
-                else [json.loads(line) for line in text.splitlines() if line.strip()]
-            )
-        except ValueError as error:
-            raise UserError(f"{path} is not readable as {path.suffix or 'JSONL'}: {error}") from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise UserError(f"{path} must hold a list of records.")
-    if not records:
-        raise UserError(f"The {kind} {path} is empty.")
-    # datasets fills the columns that a record does not have with None
-    return [
-        {**{key: value for key, value in record.items() if value is not None}, "_number": number}
-        for number, record in enumerate(records)
-    ]
+    found = {}
+    for kind in KINDS:
+        for given in (record.get(f"{kind}s"), record.get(kind)):
+            each = list(given) if isinstance(given, list | tuple) else [given]
+            there = [one for one in each if not (absent(one) or (isinstance(one, str) and not one.strip()))]
+            if there and len(there) < len(each):
+                raise UserError(f"of its {len(each)} {kind}s, {len(each) - len(there)} are empty.")
+            found[kind] = there
+            if there:
+                break
+    return found
 
 
-def _read_folder(path: Path) -> list[dict[str, Any]]:
-    """Read a folder saved by ``datasets``; pictures in a column of their own stay undecoded, for :func:`picture`."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{path} is a folder, and reading one needs datasets: pip install datasets.") from error
-    try:
-        found = datasets.load_from_disk(str(path))
-        if isinstance(found, datasets.DatasetDict):
-            raise UserError(f"{path} holds the splits {', '.join(found)}; give the folder of one of them.")
-        for name, feature in found.features.items():
-            if isinstance(feature, datasets.Image):
-                found = found.cast_column(name, datasets.Image(decode=False))
-        return list(found)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a folder saved by datasets: {error}") from error
-
-
-@contextlib.contextmanager
-def numbered(number: int) -> Iterator[None]:
-    """Prefix errors with the number of the record they are in."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"Record {number}: {error}") from error
-
-
-def named(record: dict[str, Any]) -> dict[str, list]:
-    """List the media that a record names, by kind: what stands under ``images``, or under ``image``, and so on."""
-    given = {kind: record.get(f"{kind}s") or record.get(kind, []) for kind in KINDS}
-    return {kind: each if isinstance(each, list) else [each] for kind, each in given.items()}
-
-
-def opened(record: dict[str, Any], source: Path) -> dict[str, tuple]:
+def opened(record: dict[str, Any], source: Any) -> dict[str, tuple]:
     """Open the pictures of a record, and look whether its videos and sounds can be read.
 
     Args:
@@ -160,109 +127,41 @@ def opened(record: dict[str, Any], source: Path) -> dict[str, tuple]:
     Raises:
         UserError: naming record and file, if one is missing or cannot be read.
     """
-    folder = source if source.is_dir() else source.parent
+    folder = Path()
+    if isinstance(source, str | Path):
+        folder = Path(source) if os.path.isdir(source) else Path(source).parent
 
     def open_one(kind: str, given: Any) -> Any:
         if kind == "image":
             return picture(given, folder)
-        if not isinstance(given, str):
+        if isinstance(given, dict) and isinstance(given.get("path"), str):  # as datasets keeps one
+            given = given["path"]
+        if not isinstance(given, str | Path):
             raise UserError(f"{kind} is the path of a file, not {type(given).__name__}.")
         path = str(folder / given)
         media.check(path, kind)
         return path
 
-    with numbered(record["_number"]):
+    with told(place_of(record, source)):
         return {f"{kind}s": tuple(open_one(kind, each) for each in given) for kind, given in named(record).items()}
 
 
-def picture(given: Any, folder: str | Path = "") -> Image.Image:
-    """Return a picture as every part of tamp sees it: upright, opaque, in 8-bit RGB.
-
-    A picture gives the same pixels as a file, as its bytes and as a PIL object. The orientation in its EXIF data is applied.
-    What is transparent shows white. Grey levels of 16 bits, and those that PIL keeps as whole (I) or real numbers (F), are
-    scaled to 8 bits, see :func:`_grey`. Every other mode (CMYK, palette, 1 bit, ...) is converted by PIL. For opaque 8-bit
-    pictures these are the pixels of transformers' ``load_image``, for transparent ones those of its image processors.
-
-    Args:
-        given: the path of a file, a PIL picture, or ``{"bytes": ..., "path": ...}``, as ``datasets`` keeps one.
-        folder: what the path is relative to.
-
-    Raises:
-        UserError: if it is none of these, or is missing, damaged or larger than PIL opens.
-    """
-    source, name = given, "The picture"
-    if isinstance(given, dict):
-        source = given["bytes"] if isinstance(given.get("bytes"), bytes) else given.get("path")
-    if isinstance(source, str | Path):
-        source = name = Path(folder) / source
-    elif isinstance(source, bytes):
-        source = io.BytesIO(source)
-    elif not isinstance(source, Image.Image):
-        kind = type(given).__name__
-        raise UserError(f"An image is the path of a file, a PIL picture or {{'bytes': ..., 'path': ...}}, not {kind}.")
-    try:
-        if isinstance(source, Image.Image):
-            return _rgb(source)
-        with Image.open(source) as image:
-            return _rgb(image)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image {name}.") from error
-    except Exception as error:  # damaged files make PIL raise a dozen kinds
-        raise UserError(f"{name} is not a readable image: {error}") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Turn a picture upright and convert it to RGB; one that is both already is returned as it is."""
-    image.load()  # TIFF's orientation is applied here
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _grey(image).convert("RGB")
-    if image.has_transparency_data:
-        opaque = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """Scale grey levels to 8 bits.
-
-    Of 16 bits the upper 8 are kept, which is what PIL keeps of 16-bit colour. Levels in the modes I and F count from the
-    smallest of these ranges that holds them all: 0 to 1 (F alone), 0 to 255, 0 to 65535, which counts as 16 bits. What fits
-    into none of them is stretched: the lowest level becomes black, the highest white.
-
-    Args:
-        image: in the mode I, F or one of I;16.
-
-    Returns:
-        The picture in the mode L.
-
-    Raises:
-        ValueError: if a level is not finite.
-    """
-    levels = np.asarray(image).astype(np.float64)  # (H, W)
-    if not np.isfinite(levels).all():
-        raise ValueError("it has levels that are not finite")
-    low, high = levels.min(), levels.max()
-    ranges = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
-    top = next((top for top in ranges if low >= 0 and high <= top), None)
-    if top is None:
-        grey = np.rint((levels - low) / (high - low) * 255) if high > low else np.zeros_like(levels)
-    else:
-        grey = levels // 256 if top == 65535 else np.rint(levels * (255 / top))
-    if isinstance(see_through := image.info.get("transparency"), int):
-        grey[levels == see_through] = 255
-    return Image.fromarray(grey.astype(np.uint8))
-
-
 def _text(value: Any, what: str) -> str:
-    """Return a text, or a number as text.
+    """Return a text, or a number as text: a whole number without decimals.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if it is neither, is not finite, or holds half a character.
     """
     if isinstance(value, bool) or not isinstance(value, str | Real):
         raise UserError(f"{what} is a text or a number, not {value!r:.60}; write it as text.")
+    if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise UserError(f"{what} is {value}: write a text or a finite number.")
+        return str(int(value) if value == int(value) else value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} holds half a character, {value[error.start]!a}: write it anew.") from error
     return str(value)
 
 
@@ -280,7 +179,7 @@ def _answer(record: dict[str, Any]) -> str:
     return max(answers, key=answers.count, default="")
 
 
-def question(record: dict[str, Any], task: str, found: dict[str, tuple]) -> Question:
+def question(record: dict[str, Any], task: str, found: dict[str, tuple], source: Any = ()) -> Question:
     """Make the question of a record.
 
     Args:
@@ -288,64 +187,128 @@ def question(record: dict[str, Any], task: str, found: dict[str, tuple]) -> Ques
             most frequent counts, the first in a tie) and perhaps ``task`` and ``choices``.
         task: what kind of question it is, if the record does not say.
         found: its media, from :func:`opened`.
+        source: where it was read from.
 
     Raises:
         UserError: naming the record, if something is missing, empty, of another type, or the answer is not a choice.
     """
-    with numbered(record["_number"]):
+    place = place_of(record, source)
+    with told(place):
         if "question" not in record or not {"answer", "answers"} & record.keys():
             raise UserError("It needs 'question' and 'answer'.")
         choices = record.get("choices", [])
         if not isinstance(choices, list | tuple):
             raise UserError(f"'choices' is a list of answers, not {choices!r:.60}.")
         return Question(
-            task=str(record.get("task", task)),
-            text=_text(record["question"], "A question"),
+            task=_text(record.get("task", task), "A task"),
+            text=_unmarked(_text(record["question"], "A question"), found),
             answer=_answer(record),
             choices=tuple(choices),
+            place=place,
             **found,
         )
 
 
-def conversation(record: dict[str, Any], source: Path) -> list[dict[str, Any]] | str:
+def _unmarked(text: str, found: dict[str, tuple]) -> str:
+    """Take the marks off the beginning of a question, where its media go anyway.
+
+    Raises:
+        UserError: if it has marks for its media elsewhere, or others than media.
+    """
+    lead = re.match(rf"(?:\s*{_MARK.pattern})*", text).group()
+    expected = [kind for kind in KINDS for _ in found[f"{kind}s"]]
+    if lead and _MARK.findall(lead) == expected:
+        text = text.removeprefix(lead).lstrip()
+        found = {}
+    for kind in KINDS:
+        marks, given = text.count(f"<{kind}>"), len(found.get(f"{kind}s", ()))
+        if marks and (given or _lost(text, kind)):
+            raise UserError(f"its text has {marks} <{kind}> marks for {given} {kind}s: media come before a question.")
+    return text
+
+
+def _lost(text: str, kind: str) -> bool:
+    """Return whether a mark stands where only one for media can: in a line of marks, or for a picture at the beginning."""
+    lines = [line for line in text.split("\n") if f"<{kind}>" in line and not _MARK.sub("", line).strip()]
+    return bool(lines) or (kind == "image" and text.lstrip().startswith("<image>"))
+
+
+def conversation(record: dict[str, Any], source: Any) -> list[dict[str, Any]] | str:
     """Convert a record to chat messages with their media, or to plain text.
 
     Raises:
         UserError: naming the record, if it has none of the known shapes or a picture, video or sound cannot be read.
     """
-    where = f"{source}, record {record['_number']}"
     found = opened(record, source)
-    if "conversations" in record:
-        try:
-            turns = [
-                ({"human": "user", "gpt": "assistant"}[turn["from"]], _text(turn["value"], "What a turn says"))
-                for turn in record["conversations"]
-            ]
-        except (KeyError, TypeError) as error:
+    with told(place_of(record, source)):
+        if given := record.get("conversations") or record.get("messages"):
+            return _placed(_turns(given), found)
+        if "question" in record and {"answer", "answers"} & record.keys():
+            asked = question(record, "", found, source)
+            return dialogue(asked.text, asked.answer, **asked.media)
+        if "text" in record and not any(found.values()):
+            if not (text := _text(record["text"], "A text")).strip():
+                raise UserError("its text is empty: write one, or leave it out.")
+            return text
+        raise UserError(
+            "it needs 'conversations', or 'question' and 'answer', or 'text'; it has "
+            f"{', '.join(str(key) for key in record if key != '_number') or 'nothing'}."
+        )
+
+
+def _turns(given: Any) -> list[tuple[str, str]]:
+    """Read the turns of a conversation, (role, text) each."""
+    if isinstance(given, dict) and all(isinstance(each, list) for each in given.values()):  # as datasets kept them
+        given = [dict(zip(given, row)) for row in zip(*given.values())]
+    if not isinstance(given, list | tuple):
+        raise UserError(f"a conversation is a list of turns, not {given!r:.60}.")
+    turns = []
+    for turn in given:
+        pair = [
+            next((turn[key] for key in keys if turn.get(key) is not None), None) if isinstance(turn, dict) else turn
+            for keys in (("from", "role"), ("value", "content"))
+        ]
+        role = ROLES.get(pair[0].strip().lower()) if isinstance(pair[0], str) else None
+        if role is None:
             raise UserError(
-                f"{where}: turns are {{'from': 'human' or 'gpt', 'value': text}}; {error} is not."
-            ) from error
-        for kind in KINDS:
-            marks, given = sum(text.count(f"<{kind}>") for _, text in turns), len(found[f"{kind}s"])
-            if marks != given:
-                raise UserError(f"{where}: its text has {marks} <{kind}> marks for {given} {kind}s.")
-        rest = {kind: iter(found[f"{kind}s"]) for kind in KINDS}
-        return [{"role": role, "content": _parts(text, rest)} for role, text in turns]
-    if "question" in record and {"answer", "answers"} & record.keys():
-        asked = question(record, "", found)
-        return dialogue(asked.text, asked.answer, **asked.media)
-    if "text" in record and not any(found.values()):
-        return str(record["text"])
-    raise UserError(
-        f"{where}: needs 'conversations', or 'question' and 'answer', or 'text'; it has "
-        f"{', '.join(key for key in record if key != '_number') or 'nothing'}."
-    )
+                f"turns are {{'from': 'human' or 'gpt', 'value': text}}; {pair[0]!r:.60} is not. 'system' is a role too."
+            )
+        turns.append((role, _text(pair[1], "What a turn says")))
+    return turns
 
 
-def _parts(text: str, rest: dict) -> list[dict[str, Any]]:
-    """Split a turn at its marks, and put the next of each kind in their place."""
+def _placed(turns: list[tuple[str, str]], found: dict[str, tuple]) -> list[dict[str, Any]]:
+    """Put media in the place of their marks; a mark in an answer, or in prose without such media, is text.
+
+    Raises:
+        UserError: if marks and media differ in number.
+    """
+    if found["videos"] and not found["images"] and not any("<video>" in text for _, text in turns):
+        turns = [(role, text.replace("<image>", "<video>")) for role, text in turns]  # as LLaVA-Video writes it
+    asked = "\n".join(text for role, text in turns if role != "assistant")
+    everything = "\n".join(text for _, text in turns)
+    live: dict[str, set[str]] = {"user": set(), "assistant": set()}
+    for kind in KINDS:
+        given = len(found[f"{kind}s"])
+        marks = asked.count(f"<{kind}>")
+        if given and marks != given and everything.count(f"<{kind}>") == given:
+            live["assistant"].add(kind)
+        elif marks != given and (given or any(_lost(text, kind) for role, text in turns if role != "assistant")):
+            raise UserError(f"its text has {marks} <{kind}> marks for {given} {kind}s.")
+        if given:
+            live["user"].add(kind)
+    rest = {kind: iter(found[f"{kind}s"]) for kind in KINDS}
+    parts = [_parts(text, live["assistant" if role == "assistant" else "user"], rest) for role, text in turns]
+    if not any(parts):
+        raise UserError("its conversation is empty.")
+    return [{"role": role, "content": each} for (role, _), each in zip(turns, parts)]
+
+
+def _parts(text: str, kinds: set[str], rest: dict) -> list[dict[str, Any]]:
+    """Split a turn at its marks of these kinds, and put the next of each kind in their place."""
     parts: list[dict[str, Any]] = []
-    for place, piece in enumerate(_MARK.split(text)):
+    pieces = re.split(f"<({'|'.join(kinds)})>", text) if kinds else [text]
+    for place, piece in enumerate(pieces):
         if place % 2:
             parts.append({"type": piece, piece: next(rest[piece])})
         elif piece.strip():

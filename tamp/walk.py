@@ -248,11 +248,11 @@ def finite(position: int, number: int, tokens: dict[str, Seen], hidden: Tensor) 
             named[f"the input of {name}"] = each.inputs
         named[f"the output of {name}"] = each.outputs
     named["its output"] = hidden
-    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in named.values()])
-    if not sums.sum().isfinite():  # one look on the host; a large but finite tensor cannot get this far in float32
-        for what, tensor in named.items():
-            if not tensor.isfinite().all():
-                raise UserError(
-                    f"Block {position}, sample {number}: {what} holds NaN or infinity. Check the sample, or load "
-                    "the model in bfloat16 or float32."
-                )
+    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in named.values()])
+    if not norms.sum().isfinite():  # one look on the host; statistics are squares, so what overflows here is of no use
+        what, tensor = next(pair for pair, norm in zip(named.items(), norms) if not norm.isfinite())
+        large = f"values up to {tensor.abs().max():.0e}, whose squares overflow" if tensor.isfinite().all() else ""
+        raise UserError(
+            f"Block {position}, sample {number}: {what} holds {large or 'NaN or infinity'}. Check the sample, or load "
+            "the model in bfloat16 or float32."
+        )

@@ -114,7 +114,9 @@ def test_the_sampled_mask_looks_where_it_says(mini):
     assert compare.sampled_mask(model).mean() == pytest.approx(share, rel=0.3)
     everything = torch.cat([weight.flatten() for weight in weights])
     places = (
-        torch.randint(len(everything), (compare.SAMPLED,), generator=torch.Generator().manual_seed(0)).sort().values
+        torch.randint(len(everything), (compare.results.SAMPLED,), generator=torch.Generator().manual_seed(0))
+        .sort()
+        .values
     )
     assert list(compare.sampled_mask(model)) == (everything[places] == 0).tolist()
 

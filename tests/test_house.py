@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 CORE = (
     "errors",
     "files",
+    "schema",
     "methods",
     "masks",
     "criteria",
@@ -40,6 +41,8 @@ WINGS = (
     "verifying",
     "cache",
     "media",
+    "pixels",
+    "reading",
     "records",
     "worlds",
     "videollama2",
@@ -121,7 +124,7 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_the_core_stays_small():
     lines = sum(len(MODULES[f"tamp.{name}"].read_text().splitlines()) for name in CORE)
-    assert lines <= 4500  # a third of it is what models do differently: matrices, watching, captured
+    assert lines <= 4600  # a third of it is what models do differently: matrices, watching, captured
 
 
 HEAVY = ("matplotlib", "pandas", "seaborn", "torchvision", "tamp.worlds", "tamp.videollama2", "tamp.evaluation")

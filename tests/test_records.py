@@ -101,14 +101,17 @@ BAD = {
     "not a path": (asks(video={"bytes": "00"}), "Record 0: video is the path of a file, not dict"),
     "a mark too many": (
         {"video": "av.mp4", "conversations": [{"from": "human", "value": "<video><audio>"}]},
-        "record 0: its text has 1 <audio> marks for 0 audios",
+        "Record 0: its text has 1 <audio> marks for 0 audios",
     ),
     "a mark too few": (
         {"video": "av.mp4", "conversations": [{"from": "human", "value": "Look."}]},
-        "record 0: its text has 0 <video> marks for 1 videos",
+        "Record 0: its text has 0 <video> marks for 1 videos",
     ),
     "text with a video": ({"text": "a", "video": "av.mp4"}, "needs 'conversations'.*it has text, video"),
-    "a mark in the question": (asks(video="mute.mp4", question="<video>?"), "Record 0: The text has 2 <video> marks"),
+    "a mark in the question": (
+        asks(video="mute.mp4", question="Is <video> it?"),
+        "Record 0: its text has 1 <video> marks for 1 videos: media come before",
+    ),
 }
 
 

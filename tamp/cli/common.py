@@ -42,6 +42,7 @@ def recipe_arguments(parser: argparse.ArgumentParser, *axes: str) -> None:
         "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"
     )
     samples_argument(parser)
+    error_argument(parser)
     parser.add_argument(
         "--calibration-seed",
         "--seed",
@@ -55,6 +56,16 @@ def samples_argument(parser: argparse.ArgumentParser) -> None:
     """Add the number of calibration samples."""
     parser.add_argument(
         "--n-samples", "--n", type=int, default=128, help="number of calibration samples (default: 128)"
+    )
+
+
+def error_argument(parser: argparse.ArgumentParser) -> None:
+    """Add what to do with a record of a file that cannot be used."""
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with a record that cannot be used: stop, or skip it and say so at the end (default: raise)",
     )
 
 

@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     source = conversations.own_set(model, options.calibration, "--calibration") if needed else ""
     model, processor = tamp.load(model, options.device, options.dtype)
     n = min(options.n_samples, recipe.allocation_samples or options.n_samples)
-    samples = tamp.calibration_set(source, processor, n, options.calibration_seed) if needed else None
+    drawn = (n, options.calibration_seed, options.on_error)
+    samples = tamp.calibration_set(source, processor, *drawn) if needed else None
     made = tamp.plan(model, samples, recipe, progress=common.bars(), allow_partial=options.allow_partial)
     print(made)
     print(f"written to {made.write(options.out)}")

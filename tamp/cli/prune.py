@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     source = conversations.own_set(options.model, options.calibration, "--calibration") if needed else ""
     model, processor = tamp.load(options.model, options.device, options.dtype)
     checkpoint.check_savable(model, processor)
-    samples = tamp.calibration_set(source, processor, options.n_samples, options.calibration_seed) if needed else None
+    drawn = (options.n_samples, options.calibration_seed, options.on_error)
+    samples = tamp.calibration_set(source, processor, *drawn) if needed else None
     report = tamp.prune(model, samples, recipe, progress=common.bars(), plan=plan, allow_partial=options.allow_partial)
     print(report)
     print(f"saved to {_saved(model, processor, options.out, report, options.overwrite)}")

@@ -6,7 +6,7 @@ A cell is one pruned copy of the model with its scores, on questions that are th
 
 import contextlib
 import copy
-import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import conversations, files, loading, models, planning, pruning
+from tamp import conversations, files, loading, models, planning, pruning, schema
 from tamp.errors import UserError, unknown
 from tamp.evaluation import identity, results, scoring
 from tamp.recipe import Recipe
@@ -27,9 +27,6 @@ Cell = tuple[str, float | str, int]
 """(method, level, calibration seed); the dense model is ``("dense", 0.0, 0)``."""
 
 DENSE: Cell = ("dense", 0.0, 0)
-SAMPLED = 8192
-"""Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
-
 TEXT_WINDOWS, TEXT_WINDOW, FACTS = 6, 256, 100
 
 
@@ -187,13 +184,9 @@ def _read(path: Path, settings: Settings) -> tuple[list[dict], dict]:
         "benchmark": identity.of_set(settings.benchmark),
         "calibration": identity.of_set(settings.calibration),
     }
-    if not path.exists():
+    if not os.path.lexists(path):
         return [], {"fingerprints": now}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        recorded = list(found["cells"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} exists and does not hold a comparison; choose another file.") from error
+    found = schema.read(path, {"cells": list, "fingerprints?": {...: (None, str)}}, "a comparison", results.HINT)
     lacking = [name for name in shared if name not in found]
     if lacking:
         raise UserError(
@@ -205,6 +198,7 @@ def _read(path: Path, settings: Settings) -> tuple[list[dict], dict]:
                 f"{path} holds a comparison with {name}={found[name]!r}, not {value!r}: choose another file, or give "
                 "the same settings to go on."
             )
+    results.check_cells(path, found["cells"])
     then = found.get("fingerprints")
     for name, value in (then or {}).items():
         if value and now.get(name) and value != now[name]:
@@ -212,7 +206,7 @@ def _read(path: Path, settings: Settings) -> tuple[list[dict], dict]:
                 f"{path} holds a comparison with another {name} of the same name: the files of {getattr(settings, name)!r} "
                 "have changed since. Choose another file."
             )
-    return recorded, {} if then is None else {"fingerprints": then}
+    return found["cells"], {} if then is None else {"fingerprints": then}
 
 
 class Runner:
@@ -266,11 +260,11 @@ class Runner:
 
 
 def sampled_mask(model: nn.Module) -> pd.Series:
-    """Look up which of some weights, drawn once for all models of one architecture, are zero: (SAMPLED,) bool."""
+    """Look up which of some weights, drawn once for all models of one architecture, are zero: (results.SAMPLED,) bool."""
     weights = [linear.weight for linear in models.all_linears(model).values()]
     ends = torch.tensor([weight.numel() for weight in weights]).cumsum(0)
     random = torch.Generator().manual_seed(0)
-    places = torch.randint(int(ends[-1]), (SAMPLED,), generator=random).sort().values
+    places = torch.randint(int(ends[-1]), (results.SAMPLED,), generator=random).sort().values
     owner = torch.searchsorted(ends, places, right=True)
     found = []
     for number, weight in enumerate(weights):
@@ -285,7 +279,7 @@ def score(scored: pd.DataFrame) -> dict:
         "n_questions": len(scored),
         "accuracy": round(scored["correct"].mean(), 4),
         "choice_accuracy": round(scored["choice_correct"].mean(), 4),
-        "nll": round(scored["nll"].mean(), 4),
+        "nll": round(scored["nll"].mean(skipna=False), 4),
         "tasks": scored.groupby("task", sort=False)["correct"].mean().round(4).to_dict(),
         "correct": results.pack(scored["correct"]),
     }

@@ -47,14 +47,15 @@ def row(question: Question, one: Asked, answers: dict[str, Read]) -> dict:
     """Return a question's row of :func:`tamp.evaluation.answers` from what was read of its answers."""
     right = answers[question.answer]
     scores = {choice: answers[choice].taken[: len(one.answers[choice]) - 1].sum().item() for choice in question.choices}
-    choice = max(scores, key=scores.get) if scores else ""
+    nll = -right.taken.mean().item()
+    choice = max(scores, key=scores.get) if scores and not any(map(math.isnan, scores.values())) else ""
     return {
         "task": question.task,
         "question": question.text,
         "answer": question.answer,
-        "correct": right.greedy,
+        "correct": right.greedy and not math.isnan(nll),
         "choice": choice,
         "choice_correct": float(choice == question.answer) if scores else math.nan,
-        "nll": -right.taken.mean().item(),
+        "nll": nll,
         "chance": 1 / len(scores) if scores else math.nan,
     }

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tamp import conversations, records
-from tamp.errors import UserError
+from tamp import conversations, reading, records
+from tamp.errors import UserError, whole
+from tamp.reading import Skipped, told
 from tamp.records import Question
 
 TOGETHER = 16  # questions that share one cached prefix
@@ -57,37 +58,66 @@ class Benchmark:
     Attributes:
         groups: the questions, group by group.
         proofs: ``{model: proof}``, kept between evaluations; see :class:`tamp.evaluation.proof.Proof`.
+        skipped: records that cannot be used and were left out; None if the first of them is to raise its error.
     """
 
     groups: list[Group]
     proofs: dict = field(default_factory=dict)
+    skipped: list[Skipped] | None = None
 
 
 def prepare(
-    processor, benchmark: str | Path | Sequence[Question], limit: int | None = None, seed: int = 0
+    processor,
+    benchmark: str | Path | Sequence[Question | dict],
+    limit: int | None = None,
+    seed: int = 0,
+    on_error: str = "raise",
 ) -> Benchmark:
     """Make a benchmark's questions ready for a processor.
 
     Args:
         processor: of the model to evaluate.
-        benchmark: see :func:`tamp.evaluate`, or a list of questions.
+        benchmark: see :func:`tamp.evaluate`, or a list of questions or records.
         limit: how many questions, from the first on.
         seed: random seed for drawing the questions of a shipped set.
+        on_error: see :func:`tamp.evaluate`.
+
+    Raises:
+        UserError: naming the record, if a question cannot be used.
     """
-    if isinstance(benchmark, str | Path):
-        made = conversations.questions(benchmark, limit, seed)
+    skipped = reading.skips(on_error)
+    if not isinstance(benchmark, str | Path):
+        benchmark = list(benchmark)
+    if isinstance(benchmark, list) and all(isinstance(each, Question) for each in benchmark):
+        if limit is not None and (whole(limit) or 0) < 1:
+            raise UserError(f"A benchmark needs at least one question, not {limit}.")
+        made = benchmark[: limit if limit is None else whole(limit)]
     else:
-        made = list(benchmark)[:limit]
-    if not made:
+        made = conversations.questions(benchmark, limit, seed, skipped)
+    if not made and not skipped:
         raise UserError("There are no questions to evaluate.")
     same = [list(questions) for _, questions in groupby(made, key=lambda q: (id(q.images), q.videos, q.audios))]
     return Benchmark(
         [
-            _group(processor, questions[start : start + TOGETHER])
+            group
             for questions in same
             for start in range(0, len(questions), TOGETHER)
+            for group in _groups(processor, questions[start : start + TOGETHER], skipped)
         ],
+        skipped=skipped,
     )
+
+
+def _groups(processor, questions: list[Question], skipped: list[Skipped] | None) -> list[Group]:
+    """Encode questions about the same media; where one cannot be, each by itself, so that its record is named."""
+    try:
+        return [_group(processor, questions)]
+    except UserError:
+        alone = []
+        for question in questions:
+            with told(question.place, skipped):
+                alone.append(_group(processor, [question]))
+        return alone
 
 
 def _group(processor, questions: list[Question]) -> Group:

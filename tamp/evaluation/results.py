@@ -7,21 +7,94 @@ some weights, the same in every cell, it dropped.
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tamp.errors import unknown
+from tamp import masks, schema
+from tamp.errors import UserError, unknown
 from tamp.files import data_folder, write_text
 from tamp.report import versions
+from tamp.schema import Range
 
 DRAWS = 2000
 """Bootstrap samples of an interval."""
 
+SAMPLED = 8192
+"""Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
+
 TEXT_SCORES = ("documentation", "licence", "facts")
 """Of the language model: perplexity of two texts, and the share of facts answered."""
+
+_SHARE = Range(0.0, 1.0)
+CELL = {
+    "method": str,
+    "level": (str, _SHARE),
+    "calibration_seed": Range(0),
+    "n_questions": Range(1),
+    "accuracy": _SHARE,
+    "choice_accuracy": float,
+    "nll": float,
+    "tasks": {...: _SHARE},
+    "correct": str,
+    "exact_sparsity?": _SHARE,
+    "seconds?": Range(0.0),
+    "peak_memory?": Range(0),
+    "tokens_kept?": (None, float),
+    "sparsity_of?": {...: _SHARE},
+    "mask?": str,
+    **{f"{name}?": float for name in TEXT_SCORES},
+}
+"""What a recorded cell holds, see :func:`tamp.schema.misfit`."""
+
+
+HINT = "It does not hold a comparison; choose another file."
+
+
+def check_cells(path: str | Path, cells: list) -> None:
+    """Check the cells read from a file: each by itself, and that all are about the same questions and weights.
+
+    Raises:
+        UserError: naming the file, the cell and what is wrong with it.
+    """
+    said, seen = schema.misfit(cells, [CELL], "cells"), set()
+    for number, cell in enumerate([] if said else cells):
+        fault = "is there twice" if _key(cell) in seen else _fault(cell, cells[0])
+        seen.add(_key(cell))
+        if fault:
+            said = f"cell {number} ({cell['method']:.60}) {fault}"
+            break
+    if said:
+        raise UserError(f"{path} is not a comparison: {said}. {HINT}")
+
+
+def _key(cell: dict) -> tuple:
+    return cell["method"], cell["level"], cell["calibration_seed"]
+
+
+def _fault(cell: dict, first: dict) -> str:
+    """Say what does not fit in a cell, by itself or with the first one of its grid."""
+    if cell["n_questions"] != first["n_questions"]:
+        return f"has {cell['n_questions']} questions and the first one {first['n_questions']}"
+    digits = {"correct": 2 * -(-cell["n_questions"] // 8)}
+    if "mask" in cell:
+        digits["mask"] = 2 * SAMPLED // 8
+    for name, length in digits.items():
+        if len(cell[name]) != length or re.search("[^0-9a-f]", cell[name]):
+            return f"has not {length} hexadecimal digits in {name!r}"
+    if cell["method"] != "dense" and "seconds" not in cell:
+        return "has no 'seconds'"
+    if lacking := [name for name in TEXT_SCORES if (name in cell) != (name in first)]:
+        return f"and the first one do not both have {lacking[0]!r}"
+    if isinstance(cell["level"], str):
+        try:
+            masks.parse_pattern(cell["level"])
+        except ValueError as error:
+            return f"has a level that is not one: {error}"
+    return ""
 
 
 def pack(correct: pd.Series) -> str:

@@ -16,13 +16,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tamp import models, passes
+from tamp import models, passes, reading
 from tamp.errors import UserError
 from tamp.evaluation import plain, proof, shared
 from tamp.evaluation.likelihoods import Read, row
 from tamp.evaluation.proof import Proof
 from tamp.evaluation.questions import TOGETHER, Asked, Benchmark, Group, prepare, tokens
 from tamp.evaluation.tables import COLUMNS, in_per_cent, overall, summarise, wilson
+from tamp.reading import told
 from tamp.records import Question
 
 __all__ = [
@@ -55,6 +56,7 @@ def answers(
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    on_error: str = "raise",
 ) -> pd.DataFrame:
     """Score every question of a benchmark.
 
@@ -63,14 +65,16 @@ def answers(
         with the highest likelihood, its end token aside; empty if there are no choices), choice_correct, nll (nats per
         token of the right answer, its end token included), chance. Its ``attrs["scored"]`` says how: ``"shared"``, all
         questions about the same media in one sequence; ``"plain"``, a forward pass per answer, for models that get the
-        former wrong; or ``"mixed"``, where some questions do not fit the window of the model's attention.
+        former wrong; or ``"mixed"``, where some questions do not fit the window of the model's attention. Its
+        ``attrs["skipped"]`` lists the records left out, :class:`tamp.reading.Skipped` each.
 
     Raises:
         UserError: if the model has no language model head, or cannot run on the processor's output.
     """
     kept = isinstance(benchmark, Benchmark)
-    ready = benchmark if kept else prepare(processor, benchmark, limit, seed)
+    ready = benchmark if kept else prepare(processor, benchmark, limit, seed, on_error)
     _check_lengths(model, ready)
+    reading.warn(ready.skipped, "question", sum(len(group.questions) for group in ready.groups))
     known = ready.proofs.setdefault(proof.key(model), Proof())
     made: Scores | None = None
     with passes.undisturbed(model):
@@ -85,25 +89,31 @@ def answers(
         for number, (question, one) in enumerate(zip(group.questions, group.asked))
     ]
     table = pd.DataFrame(rows)
-    table.attrs["scored"] = ways
+    table.attrs |= {"scored": ways, "skipped": tuple(ready.skipped or ())}
     return table
 
 
 def _check_lengths(model: nn.Module, ready: Benchmark) -> None:
-    """Check that every question fits the model's context with its longest answer.
+    """Check that every question fits the model's context with its longest answer, or leave out those that do not.
 
     Raises:
         UserError: naming the question.
     """
     limit = getattr(models.text_config(model), "max_position_embeddings", None) or math.inf
     for group in ready.groups:
+        fitting = []
         for question, one in zip(group.questions, group.asked):
             length = group.prefix["input_ids"].shape[1] + len(one.prompt) + max(map(len, one.answers.values())) - 1
-            if length > limit:
-                raise UserError(
-                    f"The question {question.text[:80]!r} has {length:,} tokens with its answer; the model takes {limit:,}. "
-                    "Shorten it, or use fewer or smaller pictures."
-                )
+            with told(question.place, ready.skipped):
+                if length > limit:
+                    raise UserError(
+                        f"The question {question.text[:80]!r} has {length:,} tokens with its answer; the model takes "
+                        f"{limit:,}. Shorten it, or use fewer or smaller pictures."
+                    )
+                fitting.append((question, one))
+        if len(fitting) < len(group.questions):
+            group.questions, group.asked = [list(each) for each in zip(*fitting)] or [[], []]
+    ready.groups = [group for group in ready.groups if group.questions]
 
 
 def _together(model: nn.Module, ready: Benchmark, known: Proof, keep: bool, progress: bool) -> Scores | None:
@@ -168,6 +178,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    on_error: str = "raise",
 ) -> pd.DataFrame:
     """Evaluate a model on a benchmark.
 
@@ -175,21 +186,23 @@ def evaluate(
         model: a model from :func:`tamp.load`, pruned or not.
         processor: its processor.
         benchmark: a shipped benchmark (``"mini-vqa"``, ``"smol-vqa"``, ``"facts"``, ``"smol-avqa"``), a ``.jsonl`` or
-            ``.json`` file of questions (see :func:`tamp.conversations.questions`), or one from :func:`prepare`.
+            ``.json`` file of questions (see :func:`tamp.conversations.questions`), a list of records, or one from
+            :func:`prepare`.
         limit: how many questions in all; None for 1000 of a shipped benchmark, or all of a file.
         seed: random seed for drawing the questions of a shipped benchmark.
         progress: show a bar.
+        on_error: what to do with a record that cannot be used: ``"raise"`` its error, or ``"skip"`` it and warn at the end.
 
     Returns:
         A row per task, with shares in [0, 1]: task, n, accuracy (greedy decoding, exact match), low and high (95 % Wilson
         interval of it), choice_accuracy (restricted to the question's choices), nll (nats per answer token), chance. Its
-        ``attrs["scored"]`` is that of :func:`answers`.
+        ``attrs["scored"]`` and ``attrs["skipped"]`` are those of :func:`answers`.
 
     Raises:
         UserError: if there is no such benchmark, a question, picture, video or sound is not right, the model does not
             take what the questions are about, or it has no language model head.
     """
-    return summarise(answers(model, processor, benchmark, limit, seed, progress))
+    return summarise(answers(model, processor, benchmark, limit, seed, progress, on_error))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ def summarise(scored: pd.DataFrame, by: str = "task") -> pd.DataFrame:
             n=("correct", "size"),
             accuracy=("correct", "mean"),
             choice_accuracy=("choice_correct", "mean"),
-            nll=("nll", "mean"),
+            nll=("nll", lambda each: each.mean(skipna=False)),  # a NaN must show
             chance=("chance", "mean"),
         )
         .reset_index()
@@ -35,7 +35,7 @@ def overall(scores: pd.DataFrame) -> pd.DataFrame:
     n = scores["n"].sum()
     row = {}
     for name in ("accuracy", "choice_accuracy", "nll", "chance"):
-        there = scores[scores[name].notna()]
+        there = scores[scores[name].notna()] if name in ("choice_accuracy", "chance") else scores
         row[name] = (there[name] * there["n"]).sum() / there["n"].sum() if len(there) else math.nan
     low, high = wilson(row["accuracy"], n)
     return pd.DataFrame([{"task": "all", "n": n, **row, "low": low, "high": high}])[list(COLUMNS)]
