@@ -19,7 +19,7 @@ _HOMES = {
     "plan": "planning",
     "prune": "pruning",
     "save": "checkpoint",
-    "verify": "checkpoint",
+    "verify": "verifying",
 }
 """Where each public name lives; it is imported when it is first asked for."""
 

@@ -31,14 +31,14 @@ def attention_row(block: nn.Module) -> Iterator[AttentionRow]:
 
     Blocks that compute their attention by themselves, or have none, leave the row without a value.
     """
-    name = "tamp_attention_row"
+    row = AttentionRow()
+    name = f"tamp_attention_row_{id(row)}"  # other threads may look at other models
     configs = {
         id(module.config): module.config
         for module in block.modules()
         if hasattr(getattr(module, "config", None), "_attn_implementation")
     }
     before = {key: config._attn_implementation for key, config in configs.items()}
-    row = AttentionRow()
 
     def attend(module, query, key, value, attention_mask, *args, scaling=None, **kwargs):
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)

@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tamp import schema
+from tamp import models, schema
 from tamp.errors import UserError
 from tamp.files import finished, sha256
 from tamp.report import Report
@@ -24,7 +24,7 @@ CHUNK = 2**24  # elements of a written tensor that are read at a time
 def save(
     model: nn.Module, processor, folder: str | Path, report: Report | None = None, overwrite: bool = False
 ) -> Path:
-    """Save a model and its processor so that ``from_pretrained`` loads them, all of it or nothing.
+    """Save a model and its processor so that ``from_pretrained`` loads them, all or nothing.
 
     Weights are written in the type they were loaded from: half precision that :func:`tamp.load` widened on a CPU is
     rounded back, which keeps zeros and untouched weights exactly. What was written is read again and counted: it must hold
@@ -41,10 +41,10 @@ def save(
         The folder.
 
     Raises:
-        UserError: if the folder exists, writing fails, the model carries a PEFT adapter, or its files lack weights or zeros
-            that the model has.
+        UserError: if the folder exists, writing fails, a part of the model cannot be saved (:func:`check_savable`), or its
+            files lack weights or zeros that the model has.
     """
-    _check_adapters(model)
+    check_savable(model, processor)
     with finished(folder, overwrite) as beside:
         state = _as_stored(model)
         held = _held(model, state or model.state_dict())  # now, since save_pretrained empties the dictionary
@@ -59,10 +59,35 @@ def save(
             report.table.to_csv(beside / "tamp.csv", index=False)
         manifest = {
             "report": report.summary() if report else None,
-            "files": {path.name: sha256(path) for path in sorted(beside.glob("*.safetensors"))},
+            "files": {path.name: sha256(path) for path in sorted(beside.iterdir()) if path.is_file()},
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return Path(folder)
+
+
+def check_savable(model: nn.Module, processor) -> None:
+    """Check that nothing but its weights keeps a model from being saved, by saving the rest of it for nothing.
+
+    Raises:
+        UserError: if the model carries a PEFT adapter, or its configuration, its settings of generation or its processor
+            cannot be saved.
+    """
+    _check_adapters(model)
+    models.speaker(model)  # which refuses wrappers
+    parts = {"configuration": model.config, "generation_config": getattr(model, "generation_config", None)}
+    for name, part in (parts | {"processor": processor}).items():
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                if part is not None:
+                    part.save_pretrained(folder)
+        except OSError:  # no place for it here, which says nothing about the part
+            continue
+        except Exception as error:
+            said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            raise UserError(
+                f"The {name} of this {type(model).__name__} cannot be saved, and so the pruned model could not: {said:.400} "
+                "Correct it, in the model's folder or in memory."
+            ) from error
 
 
 def _check_adapters(model: nn.Module) -> None:
@@ -109,12 +134,17 @@ def _check_written(folder: Path, kind: str, held: tuple[int, int]) -> None:
     Raises:
         UserError: if elements or zeros are missing.
     """
-    written = _count(piece for path in sorted(folder.glob("*.safetensors")) for piece in _pieces(path))
+    written = count_zeros(folder)
     if written[0] < held[0] or written[1] < held[1]:
         raise UserError(
             f"save_pretrained of {kind} wrote {written[0]:,} weights, {written[1]:,} of them zero, but the model has "
             f"{held[0]:,}, {held[1]:,} of them zero; save the plain transformers model, without a wrapper"
         )
+
+
+def count_zeros(folder: Path) -> tuple[int, int]:
+    """Count what a folder's files of weights hold: (elements, zeros among those that are floating point)."""
+    return _count(piece for path in sorted(folder.glob("*.safetensors")) for piece in _pieces(path))
 
 
 def _count(tensors: Iterable[Tensor]) -> tuple[int, int]:
@@ -175,24 +205,3 @@ def read_manifest(folder: str | Path) -> dict:
     if strange := [name for name in found["files"] if Path(name).name != name]:
         raise UserError(f"{path} names the file {strange[0]!r:.60}, which is outside of {folder}.")
     return found
-
-
-def verify(folder: str | Path) -> dict:
-    """Check a saved folder's weights against its manifest.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        UserError: if there is no manifest, or a file is missing or was changed.
-    """
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} has no {MANIFEST}: it was not saved by tamp.save, or not completely.")
-    manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        if not os.path.isfile(folder / name):  # which takes a name that is too long
-            raise UserError(f"{folder / name} is missing.")
-        if sha256(folder / name) != expected:
-            raise UserError(f"{folder / name} is not what was saved: its sha256 differs from {MANIFEST}.")
-    return manifest

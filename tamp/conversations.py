@@ -157,7 +157,7 @@ def questions(
         with told(place_of(record, source), skipped):
             names = tuple((kind, *map(_name, each)) for kind, each in records.named(record).items())
             if names not in opened:  # questions about one picture share it
-                opened[names] = records.opened(record, source)
+                opened[names] = records.checked(record, source)
             made.append(records.question(record, stem, opened[names], source))
     return made
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 Within = Literal["mean", "positive"]
 
+CHUNK = 2**24
+"""Entries of a matrix of similarities that are copied at a time: 64 MiB."""
+
 
 def check(within: str) -> None:
     """Check that a way of averaging exists.
@@ -77,20 +80,33 @@ def positive_similarities(cosine: Tensor, modality: Tensor, pairs: list[tuple[in
         pairs: the terms wanted; across modalities all pairs count, whatever their sign.
 
     Returns:
-        (..., terms) float32, NaN where a term has no pair.
+        (..., terms) float32, NaN where a term has no pair. Beside ``cosine``, about 2 x 4 ``CHUNK`` bytes are held.
     """
     index = {code: (modality == code).nonzero().flatten() for code in {code for pair in pairs for code in pair}}
     terms = []
     for a, b in pairs:
         part = block_of(cosine, index[a], index[b])
         if a == b:
-            part = part.clamp(min=0)
-            part.diagonal(dim1=-2, dim2=-1).zero_()
-            total = grand_sum(part)
-            terms.append(total / grand_sum(part.sign_()))  # every pair stands twice in both sums
+            sums = [_positive(part, rows) for rows in chunks(part.shape)]
+            total, count = (torch.cat(each, -1).sum(-1, dtype=torch.float64) for each in zip(*sums))
+            terms.append(total / count)  # every pair stands twice in both sums
         else:
             terms.append(grand_sum(part) / (part.shape[-2] * part.shape[-1] or math.nan))
     return torch.stack(terms, -1).float()
+
+
+def chunks(shape: Sequence[int]) -> list[slice]:
+    """Divide the rows of (..., R, C) so that each part has about ``CHUNK`` entries."""
+    *batch, rows, columns = shape
+    each = max(1, CHUNK // max(1, math.prod(batch) * columns))
+    return [slice(start, start + each) for start in range(0, max(1, rows), each)]
+
+
+def _positive(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Sum and count the positive entries in some rows of (..., T, T), without its diagonal: (..., rows) float32 each."""
+    positive = part[..., rows, :].clamp(min=0)
+    positive.diagonal(rows.start, -2, -1).zero_()
+    return positive.sum(-1), positive.sign_().sum(-1)
 
 
 def grand_sum(matrix: Tensor) -> Tensor:

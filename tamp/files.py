@@ -1,14 +1,33 @@
-"""Files and folders: where data lies, and writing that is finished or leaves nothing."""
+"""Files and folders: where data lies, and writing that is finished or leaves nothing.
+
+What is being written has a hidden name, ``.NAME.RANDOM.tamp``, and is locked as long as its process lives. Whoever writes
+to the same name next removes what has no lock: the rest of a run that was killed.
+"""
 
 import contextlib
 import hashlib
+import logging
 import os
+import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tamp.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and nothing swept
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+
+class Kept(UserError):
+    """A result that could not be saved where it should; the message says where it is instead."""
 
 
 def data_folder() -> Path:
@@ -41,81 +60,221 @@ def check_free(folder: str | Path, overwrite: bool = False) -> Path:
     Raises:
         UserError: if it exists and is not empty, unless ``overwrite`` is given; or if nothing can be written there.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = recovered(folder)
     if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists; choose another folder, or overwrite it (overwrite=True, --overwrite).")
-    there = next(path for path in folder.parents if path.exists())
+    return _check_place(folder)
+
+
+def check_file(path: str | Path) -> Path:
+    """Check that an output file can be written; an existing one will be replaced.
+
+    Returns:
+        The file, ``~`` filled in; where a link leads to, not the link. A device, such as ``/dev/stdout``, as it is.
+
+    Raises:
+        UserError: if it is a folder, or nothing can be written there.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file in it.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"{path} is there and may not be written to. Choose another file.")
+    return path if path.exists() and not path.is_file() else _check_place(path.resolve())
+
+
+def _check_place(path: Path) -> Path:
+    """Check that something can be made in the first folder above a path that is there."""
+    there = path
     try:
-        tempfile.TemporaryDirectory(dir=there).cleanup()
+        there = next(folder for folder in path.parents if folder.exists())
+        with scratch(there / "tamp"):
+            pass
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror} ({there}). Choose another folder.") from error
-    return folder
+        raise UserError(f"{path} cannot be written: {error.strerror} ({there}). Choose another place.") from error
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8, all of it or nothing: until it is whole, the old file stays.
+
+    Returns:
+        The path as it was given.
+
+    Raises:
+        Kept: if it cannot be written there: the text is in the temporary folder.
+    """
+    target = Path(path).expanduser()
+    try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return Path(path)
+        target = target.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(target) as beside:
+            made = beside / target.name
+            made.write_text(text, encoding="utf-8", errors="backslashreplace")
+            _settle(made)
+            if target.is_file():
+                made.chmod(target.stat().st_mode & 0o777)
+            os.replace(made, target)
+            _settle(target.parent)
+    except OSError as error:
+        said = f"Could not write {path}: {error.strerror or error}."
+        with contextlib.suppress(OSError):
+            kept = Path(tempfile.mkdtemp(prefix="tamp-")) / (target.name or "result")
+            kept.write_text(text, encoding="utf-8", errors="backslashreplace")
+            said += f" It was written to {kept} instead."
+        raise Kept(said) from error
+    return Path(path)
 
 
 @contextlib.contextmanager
 def finished(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``folder`` on success.
 
-    After a crash or on a full disk there is no ``folder``, or the old one.
+    After a crash or on a full disk there is no ``folder``, or the old one. If another process made it in the meantime, and
+    ``overwrite`` is not given, both are kept.
 
     Args:
         folder: where to; must not exist unless ``overwrite``.
         overwrite: replace the folder.
 
     Raises:
-        UserError: if the folder exists, or writing fails.
+        UserError: if the folder exists, or writing fails; :class:`Kept` if all was written and only the name is taken.
     """
     folder = check_free(folder, overwrite)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"Cannot write beside {folder}: {error}") from error
-    try:
-        yield beside
-        beside.chmod(0o755)
-        if folder.exists():
-            old = beside.with_name(beside.name + ".old")
-            os.replace(folder, old)
-            os.replace(beside, folder)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            os.replace(beside, folder)
-    except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, Exception):  # safetensors reports a full disk with an error of its own
-            raise UserError(f"Could not save to {folder}: {error}. Nothing was left there.") from error
+        with scratch(folder) as beside:
+            yield beside
+            for path in (*sorted(beside.rglob("*")), beside):  # safetensors makes its files private
+                if path.is_file():
+                    path.chmod(beside.stat().st_mode & 0o666)
+                _settle(path)
+            _take_place(beside, folder, overwrite)
+    except Kept:
         raise
+    except Exception as error:  # safetensors reports a full disk with an error of its own
+        left = ", ".join(str(path) for path in hidden(folder, ".tamp"))
+        left = f"Delete what is left of it: {left}." if left else "Nothing was left there."
+        raise UserError(f"Could not save to {folder}: {str(error).rstrip('.')}. {left}") from error
 
 
-def made_once(name: str, make: Callable[[Path, Path], None]) -> Path:
-    """Return a model's folder in the cache, making it if it is not there.
-
-    Two processes that start at once both succeed: each makes a folder of its own, and the first to finish renames it. A
-    process that fails leaves nothing behind.
-
-    Args:
-        name: of the folder in the cache.
-        make: called with a temporary folder and the folder to write the model to.
+def _take_place(beside: Path, folder: Path, overwrite: bool) -> None:
+    """Give a finished folder its name.
 
     Raises:
-        UserError: if the cache cannot be written to.
+        Kept: if there is something of that name now that must not be replaced, or cannot be.
     """
-    target = cache_folder() / name
-    if (target / "config.json").is_file():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as scratch:
-            made = Path(scratch) / "made"
-            make(Path(scratch), made)
+    old = beside.with_name(f"{beside.name}.old")
+    with locked(folder.parent, wait=60):  # so that nobody takes the old folder for the rest of a killed run
+        try:
+            if overwrite and folder.exists():
+                os.replace(folder, old)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty
+            os.replace(beside, folder)  # which fails if there is a folder that is not
+        except OSError as error:
+            if old.exists():
+                os.replace(old, folder)
+            if not folder.exists():
+                raise
+            names = (folder.with_name(f"{folder.name}-{number}") for number in range(2, 10**6))
+            os.replace(beside, other := next(name for name in names if not name.exists()))
+            raise Kept(f"{folder} could not be made ({error.strerror}): the result is in {other} instead.") from error
+        _settle(folder.parent)
+    _remove(old)
+    if old.exists():
+        log.warning("%s is saved; what it replaced could not be deleted: %s", folder, old)
+
+
+@contextlib.contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside a path, and remove it on leaving; first remove those of runs that were killed.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    _sweep(target)
+    while True:
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tamp")
+        beside.mkdir()
+        with locked(beside, wait=60):
+            if not beside.exists():  # swept before it was locked
+                continue
             try:
-                os.replace(made, target)
-            except OSError:  # another process was first
-                if not (target / "config.json").is_file():
-                    raise
-    except OSError as error:
-        raise UserError(
-            f"Could not write {name} into {target.parent}: {error}. TAMP_CACHE names another place."
-        ) from error
-    return target
+                yield beside
+            finally:
+                _remove(beside)
+            return
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed runs have left beside a path."""
+    for path in (*hidden(target, ".tamp"), *(hidden(target, ".tamp.old") if target.exists() else ())):
+        with locked(path) as free:
+            if free:
+                _remove(path)
+
+
+def hidden(target: Path, ending: str) -> list[Path]:
+    """List what is beside a path under its hidden names."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{12}}{re.escape(ending)}")
+    return sorted(path for path in target.parent.glob(".*") if name.fullmatch(path.name))
+
+
+def recovered(folder: str | Path) -> Path:
+    """Return a folder, ``~`` and links followed; one whose replacement was killed half-way is there again."""
+    folder = Path(folder).expanduser().resolve()
+    if fcntl and not folder.exists() and folder.parent.is_dir():
+        with locked(folder.parent, wait=60):
+            for old in hidden(folder, ".tamp.old"):
+                if not folder.exists():
+                    with contextlib.suppress(OSError):
+                        os.replace(old, folder)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: float = 0) -> Iterator[bool]:
+    """Lock a file or folder among processes until leaving, and yield whether it worked; a dead process holds no lock.
+
+    Args:
+        path: what to lock.
+        wait: seconds to wait for another process.
+    """
+    opened, end, got = None, time.monotonic() + wait, False
+    with contextlib.suppress(OSError):
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW) if fcntl else None
+        while opened is not None and not got:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                got = True
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    break
+                time.sleep(0.02)
+    try:
+        yield got
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on disk."""
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():  # some systems cannot for folders
+        opened = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

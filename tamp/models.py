@@ -31,7 +31,16 @@ def name_of(model: nn.Module) -> str:
 
 
 def speaker(model: nn.Module) -> nn.Module:
-    """Return the part of a model that takes a processor's output and gives logits: a model that also talks has a thinker."""
+    """Return the part of a model that takes a processor's output and gives logits: a model that also talks has a thinker.
+
+    Raises:
+        UserError: if it is not a transformers model.
+    """
+    if not hasattr(model, "config"):
+        raise UserError(
+            f"{type(model).__name__} is not a transformers model, since it has no config. If it wraps one, as DataParallel "
+            "does, give the model inside: model.module."
+        )
     return getattr(model, "thinker", model)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -13,14 +14,22 @@ class Done(Exception):
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Set a model to evaluation mode and run its modules uncompiled, so that hooks see them; restore both on leaving."""
+    """Set a model to evaluation mode and run its modules uncompiled, so that hooks see them; restore both on leaving.
+
+    Gradients are off inside; so is inference mode, whose tensors cannot be written to later.
+    """
+    wrapped = any(
+        "_orig_mod" in module._modules for module in model.modules()
+    )  # by torch.compile, which is slow to import
+    eager = torch.compiler.set_stance("force_eager") if wrapped else contextlib.nullcontext()
     training = [module for module in model.modules() if module.training]
     compiled = [(module, call) for module in model.modules() if (call := module._compiled_call_impl) is not None]
     model.eval()
     for module, _ in compiled:
         module._compiled_call_impl = None
     try:
-        yield
+        with eager, torch.inference_mode(False), torch.no_grad():
+            yield
     finally:
         for module in training:
             module.training = True

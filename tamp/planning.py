@@ -106,6 +106,11 @@ def _check_weight(name: str, linear: matrices.Matrix) -> None:
             "torch.nn.utils.parametrize.remove_parametrizations."
         )
     weight = linear.module._parameters[linear.parameter]
+    if weight.is_inference():
+        raise UserError(
+            f"The weight of {name} was made under torch.inference_mode and cannot be written to: build or load the model "
+            "outside of it."
+        )
     if weight.is_meta:
         raise UserError(f"The weight of {name} is not in memory (meta device); load the model onto one device.")
     if not weight.is_floating_point() or weight.itemsize < 2 or type(weight.data) is not Tensor:

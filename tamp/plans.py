@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
-from tamp import masks, schema
+from tamp import files, masks, schema
 from tamp.errors import UserError, unknown
 from tamp.schema import Range
 
@@ -72,9 +72,8 @@ class Plan:
             f"  {json.dumps(name)}: {json.dumps({'weights': size, 'dropped': drop, 'score': score})}"
             for name, size, drop, score in zip(self.linears, self.sizes, self.drops, scores)
         ]
-        path = Path(path)
-        path.write_text(json.dumps(head, indent=1)[:-2] + ',\n "linears": {\n' + ",\n".join(rows) + "\n }\n}\n")
-        return path
+        text = json.dumps(head, indent=1)[:-2] + ',\n "linears": {\n' + ",\n".join(rows) + "\n }\n}\n"
+        return files.write_text(path, text)
 
     @classmethod
     def read(cls, path: str | Path) -> "Plan":

@@ -26,7 +26,7 @@ from tamp.scores import ALLOCATIONS
 
 log = logging.getLogger(__name__)
 
-LOCK_STEP = 2**26  # kernel entries (float32) of the samples whose tokens are picked together
+LOCK_STEP = 2**28  # bytes of the samples whose tokens are picked together: what went in and out, and their kernels
 
 
 @torch.no_grad()
@@ -210,7 +210,7 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
     }
     hessians: dict = {}
     waiting: list[walk.Row] = []
-    entries = rows = 0
+    held = rows = 0
     unread = False
 
     def add() -> None:
@@ -223,11 +223,11 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
 
     number = None
     for row in step:
-        if waiting and (not rule.together or (row.sample != number and entries >= LOCK_STEP)):
+        if waiting and (not rule.together or (row.sample != number and held >= LOCK_STEP)):
             add()
-            waiting, entries = [], 0
+            waiting, held = [], 0
         waiting.append(row)
-        entries += sum(len(output) ** 2 for output in row.outputs.values())
+        held += row.nbytes() + sum(4 * len(output) ** 2 for output in row.outputs.values())
         number = row.sample
         rows += 1
         unread |= rule.looks_at == "attention" and row.attention is None

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -47,7 +47,7 @@ class Question:
 
     Attributes:
         task: What kind of question it is; scores are averaged per task.
-        images: The pictures, in prompt order; questions about the same pictures share the tuple itself.
+        images: The pictures, in prompt order; questions about the same pictures share the sequence itself.
         text: The question.
         answer: The right answer; one of `choices`.
         choices: The answers that make sense; chance is one over their number. None at all for an open question.
@@ -61,7 +61,7 @@ class Question:
     """
 
     task: str
-    images: tuple[Image.Image, ...]
+    images: Sequence[Image.Image]
     text: str
     answer: str
     choices: tuple[str, ...]
@@ -128,9 +128,7 @@ def opened(record: dict[str, Any], source: Any) -> dict[str, tuple]:
     Raises:
         UserError: naming record and file, if one is missing or cannot be read.
     """
-    folder = Path()
-    if isinstance(source, str | Path):
-        folder = Path(source) if os.path.isdir(source) else Path(source).parent
+    folder = _folder(source)
 
     def open_one(kind: str, given: Any) -> Any:
         if kind == "image":
@@ -145,6 +143,37 @@ def opened(record: dict[str, Any], source: Any) -> dict[str, tuple]:
 
     with told(place_of(record, source)):
         return {f"{kind}s": tuple(open_one(kind, each) for each in given) for kind, given in named(record).items()}
+
+
+def _folder(source: Any) -> Path:
+    """Return what paths in records are relative to."""
+    if not isinstance(source, str | Path):
+        return Path()
+    return Path(source) if os.path.isdir(source) else Path(source).parent
+
+
+class Pictures(Sequence):
+    """Pictures that are opened anew at every look, so that the questions of a large file do not hold all of theirs.
+
+    Attributes:
+        given: what :func:`tamp.pixels.picture` opens.
+        folder: what paths are relative to.
+    """
+
+    def __init__(self, given: Iterable[Any], folder: Path):
+        self.given, self.folder = tuple(given), folder
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __getitem__(self, place: int) -> Image.Image:
+        return picture(self.given[place], self.folder)
+
+
+def checked(record: dict[str, Any], source: Any) -> dict[str, Sequence]:
+    """Open the media of a record to see whether they can be read, and return them with its pictures closed again."""
+    found = opened(record, source)
+    return found | {"images": Pictures(named(record)["image"], _folder(source)) if found["images"] else ()}
 
 
 def _text(value: Any, what: str) -> str:

@@ -3,10 +3,10 @@
 import contextlib
 import functools
 import platform
-import resource
 import statistics
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def peak_memory(device: torch.device) -> int:
     """Return bytes: the most torch held on the GPU since the last reset; on a CPU the process's largest resident size, on
-    Linux since the last reset, elsewhere since its start."""
+    Linux since the last reset, elsewhere since its start; 0 on Windows, which does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    if find_spec("resource") is None:  # Windows
+        return 0
+    import resource
+
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

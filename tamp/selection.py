@@ -5,6 +5,7 @@ last token attends to and that together resemble the whole sequence. :func:`amia
 many linears of many samples in lock step and gives the same picks, bit for bit.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tamp.models import TEXT
 
 REACH = 1.0  # message passing: exp(-REACH * D)
 INHIBITION = 0.2  # after a pick: exp(-INHIBITION * D)
+ENTRIES = 2**26  # kernel entries (float32) of the sets that are picked together: 256 MiB
 CHECK_EVERY = 16  # on a GPU, picks between two looks at whether every set is done: each look waits for the device
 
 
@@ -168,7 +170,10 @@ def pick(graphs: Sequence[Graph], at_least: int = 0) -> list[Tensor]:
 def amia_batch(
     sets: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], *, at_least: int = 0, **settings
 ) -> list[Tensor]:
-    """Select tokens for many linears of many samples in lock step.
+    """Select tokens for many linears of many samples in lock step, as many at a time as have ``ENTRIES`` kernel entries.
+
+    A linear whose kernel is larger, of more than 8,192 tokens, is alone. So at most about ``4 max(ENTRIES, T^2)`` bytes of
+    kernels are held, twice that where samples of different lengths are picked together.
 
     Args:
         sets: per sample (outputs, attention, modality): L tensors (T, d_l), (T,), (T,); samples may differ in T and L.
@@ -193,17 +198,26 @@ def amia_batch(
         for outputs, _, modality in sets
     ]
     valid = [modality >= 0 for _, _, modality in sets]
-    some = [position for position, mask in enumerate(valid) if mask.any() and sets[position][0]]
-    if some:
+    parts = [
+        (position, slice(start, start + step), step * int(mask.sum()) ** 2)
+        for position, mask in enumerate(valid)
+        if mask.any()
+        for step in [max(1, ENTRIES // int(mask.sum()) ** 2)]
+        for start in range(0, len(sets[position][0]), step)
+    ]
+    while parts:
+        ends = itertools.accumulate(entries for *_, entries in parts)
+        now = parts[: max(1, sum(end <= ENTRIES for end in ends))]
+        parts = parts[len(now) :]
         graphs = []
-        for position in some:
+        for position, linears, _ in now:
             outputs, attention, modality = sets[position]
-            mask = valid[position]
+            outputs, mask = outputs[linears], valid[position]
             if not mask.all():
                 outputs, attention, modality = [o[mask] for o in outputs], attention[mask], modality[mask]
             graphs.append(token_graph(outputs, attention, modality, **settings))
-        for position, picks in zip(some, pick(graphs, at_least)):
-            chosen[position][:, valid[position]] = picks
+        for (position, linears, _), picks in zip(now, pick(graphs, at_least)):
+            chosen[position][linears, valid[position]] = picks
     return chosen
 
 

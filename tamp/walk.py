@@ -50,6 +50,11 @@ class Row:
     after: Tensor
     places: dict[str, Tensor] = field(default_factory=dict)
 
+    def nbytes(self) -> int:
+        """Return how much memory the inputs and outputs take, bytes; those that are the same tensor once."""
+        held = {part.data_ptr(): part.nbytes for part in (*self.inputs.values(), *self.outputs.values())}
+        return sum(held.values())
+
     def groups(self) -> Iterator[tuple[list[str], Tensor | None]]:
         """Group the matrices by the tokens they saw: (names, positions), None for the sequence as it is."""
         groups: dict[int | None, list[str]] = {}

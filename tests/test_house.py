@@ -33,11 +33,13 @@ CORE = (
     "planning",
     "report",
     "pruning",
-    "checkpoint",
 )
 """The pruning core, low to high: a module imports only what stands before it."""
 
 WINGS = (
+    "checkpoint",
+    "verifying",
+    "cache",
     "media",
     "pixels",
     "reading",

@@ -4,9 +4,11 @@
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 from typing import NamedTuple
 
@@ -17,22 +19,30 @@ DEBUG_HINT = "Run again with --debug to see where."
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``tamp ...`` and return its exit status: 0, 2 for a user's mistake, 130 when interrupted, 1 for anything else."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO if options.debug else logging.WARNING)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    interrupted = False
 
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries, twice each; the end is told below
-    transformers.utils.logging.disable_progress_bar()
+    def interrupt(number, frame):  # what is being imported may turn the exception into one of its own
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        before = signal.signal(signal.SIGINT, interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # in a locale that cannot write everything
     try:
+        options = parse(arguments)
+        _quiet(options.debug)
         options.run(options)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        if options.debug:
+        if debug:
             raise
         notes = " ".join(getattr(error, "__notes__", []))
-        if isinstance(error, KeyboardInterrupt):
+        if interrupted or isinstance(error, KeyboardInterrupt):
             message, status = "interrupted.", 130
         elif isinstance(error, UserError):
             message, status = str(error), 2
@@ -40,6 +50,20 @@ def main(arguments: list[str] | None = None) -> int:
             message, status = f"{type(error).__name__}: {error} {DEBUG_HINT}", 1
         print(f"tamp: {message} {notes}".strip(), file=sys.stderr)
         return status
+    finally:
+        with contextlib.suppress(ValueError, UnboundLocalError):
+            signal.signal(signal.SIGINT, before)
+
+
+def _quiet(debug: bool) -> None:
+    """Leave on the screen what a command says, and warnings."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO if debug else logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries, twice each; the end is told below
+    transformers.utils.logging.disable_progress_bar()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -38,9 +38,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations
+    from tamp import conversations, files
     from tamp.evaluation import pages, results
 
+    if options.page:
+        files.check_file(options.page)
     benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
     settings = tamp.Settings(
         model=options.model,

@@ -16,13 +16,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations
+    from tamp import conversations, files
     from tamp.evaluation import scoring
 
+    if options.out:
+        files.check_file(options.out)
     benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
     model, processor = tamp.load(options.model, options.device, options.dtype)
     asked = (benchmark, options.n_questions, options.question_seed, common.bars(), options.on_error)
     scores = tamp.evaluate(model, processor, *asked)
     print(scoring.in_per_cent(scores).to_string(index=False))
     if options.out:
-        scores.to_csv(options.out, index=False)
+        files.write_text(options.out, scores.to_csv(index=False))

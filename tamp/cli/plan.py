@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations, plans
+    from tamp import conversations, files, plans
 
     if options.model[0] == "diff" and len(options.model) == 3:
         first, second = map(tamp.Plan.read, options.model[1:])
@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> None:
     if len(options.model) != 1:
         raise UserError("`tamp plan` takes one model, or: tamp plan diff FIRST.json SECOND.json")
     (model,) = options.model
+    files.check_file(options.out)
     recipe = common.recipe_of(options)
     needed = recipe.allocation_needs_samples
     source = conversations.own_set(model, options.calibration, "--calibration") if needed else ""

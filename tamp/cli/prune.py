@@ -1,6 +1,9 @@
 """``tamp prune``: prune a model and save it."""
 
 import argparse
+import shutil
+import tempfile
+from pathlib import Path
 
 from tamp.cli import common
 from tamp.errors import UserError
@@ -20,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations, files
+    from tamp import checkpoint, conversations, files
 
     plan, fixed = None, {}
     if options.plan:
@@ -33,8 +36,31 @@ def run(options: argparse.Namespace) -> None:
     needed = recipe.needs_samples
     source = conversations.own_set(options.model, options.calibration, "--calibration") if needed else ""
     model, processor = tamp.load(options.model, options.device, options.dtype)
+    checkpoint.check_savable(model, processor)
     drawn = (options.n_samples, options.calibration_seed, options.on_error)
     samples = tamp.calibration_set(source, processor, *drawn) if needed else None
     report = tamp.prune(model, samples, recipe, progress=common.bars(), plan=plan, allow_partial=options.allow_partial)
     print(report)
-    print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
+    print(f"saved to {_saved(model, processor, options.out, report, options.overwrite)}")
+
+
+def _saved(model, processor, out: str, report, overwrite: bool) -> Path:
+    """Save a pruned model; if that fails, in the temporary folder, so that the work is not lost.
+
+    Raises:
+        UserError: if it is not where it should be; the message says where it is.
+    """
+    from tamp import checkpoint, files
+
+    try:
+        return checkpoint.save(model, processor, out, report=report, overwrite=overwrite)
+    except files.Kept:
+        raise
+    except UserError as error:
+        kept = Path(tempfile.mkdtemp(prefix="tamp-"), Path(out).expanduser().resolve().name)
+        try:
+            checkpoint.save(model, processor, kept, report=report)
+        except UserError:
+            shutil.rmtree(kept.parent, ignore_errors=True)
+            raise error from None
+        raise UserError(f"{error} The pruned model was saved to {kept} instead.") from error

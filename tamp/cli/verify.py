@@ -15,6 +15,6 @@ def run(options: argparse.Namespace) -> None:
     manifest = tamp.verify(options.folder)
     report = manifest["report"]
     print(
-        f"{options.folder}: {len(manifest['files'])} weight files as saved"
+        f"{options.folder}: {len(manifest['files'])} files as saved"
         + (f", {report['sparsity']:.4%} of {report['weights']:,} pruned weights are zero" if report else "")
     )

@@ -4,9 +4,10 @@ A cell is one pruned copy of the model with its scores, on questions that are th
 :mod:`tamp.evaluation.results` reads what was recorded.
 """
 
+import contextlib
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import conversations, loading, models, planning, pruning, schema
+from tamp import conversations, files, loading, models, planning, pruning, schema
 from tamp.errors import UserError, unknown
-from tamp.evaluation import results, scoring
+from tamp.evaluation import identity, results, scoring
 from tamp.recipe import Recipe
 from tamp.worlds import prose
 
@@ -106,29 +107,60 @@ def compare(
         What the file holds: the settings, ``cells``, and ``differences`` (see :func:`tamp.evaluation.results.differences`).
 
     Raises:
-        UserError: if a method, level or seed means nothing, or the file holds something else or a comparison with other
-            settings.
+        UserError: if a method, level or seed means nothing, the file cannot be written, another process is recording in it,
+            or it holds something else or a comparison with other settings, another model or other sets.
     """
     wanted = cells(methods, levels, calibration_seeds)
     baseline = baseline or ("wanda" if "wanda" in methods else methods[0])
     if baseline not in methods:
         raise unknown("baseline", baseline, methods, "The baseline is one of the methods that are compared.")
     shared = asdict(settings)
-    recorded = _read(Path(out), shared)
+    recorded, measured = _read(Path(out), settings)
+    if missing := _missing(wanted, recorded):
+        out = files.check_file(out)
+        with _alone(out):
+            recorded, measured = _read(out, settings)  # another process may have just ended
+            missing = _missing(wanted, recorded)
+            run = Runner(settings, str(loading.resolve_device(device)))
+            if measured:  # a model of the hub is here now
+                measured["fingerprints"]["model"] = identity.of_model(settings.model)
+            for cell in tqdm(missing, desc="compare", disable=not progress):
+                recorded.append(run(cell))
+                results.write_result(out, {**shared, **measured, "cells": recorded})
+            made = _made(settings, wanted, recorded, measured, baseline)
+            results.write_result(out, made)
+            return made
+    return _made(settings, wanted, recorded, measured, baseline)
+
+
+def _missing(wanted: list[Cell], recorded: list[dict]) -> list[Cell]:
     finished = set(map(key, recorded))
-    missing = [cell for cell in wanted if cell not in finished]
-    if missing:
-        run = Runner(settings, str(loading.resolve_device(device)))
-        for cell in tqdm(missing, desc="compare", disable=not progress):
-            recorded.append(run(cell))
-            results.write_result(out, {**shared, "cells": recorded})
+    return [cell for cell in wanted if cell not in finished]
+
+
+def _made(
+    settings: Settings, wanted: list[Cell], recorded: list[dict], measured: dict, baseline: str
+) -> dict[str, Any]:
+    """Return what a comparison's file holds."""
     order = {cell: number for number, cell in enumerate(wanted)}
     recorded.sort(key=lambda cell: order.get(key(cell), len(order)))  # stable: what was not asked for stays behind
-    made = {**shared, "cells": recorded, "baseline": baseline}
+    made = {**asdict(settings), **measured, "cells": recorded, "baseline": baseline}
     made["differences"] = results.differences(made, baseline).to_dict("records")
-    if missing:
-        results.write_result(out, made)
     return made
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes from recording in the same file, of which one would lose the other's cells.
+
+    Raises:
+        UserError: if another one is at it.
+    """
+    marker = out.with_name(f"{out.name}.running")
+    with files.scratch(marker) as own:
+        if [path for path in files.hidden(marker, ".tamp") if path != own]:
+            raise UserError(f"Another process is recording in {out}: wait until it ends, or choose another file.")
+        yield
 
 
 def key(cell: dict) -> Cell:
@@ -136,15 +168,25 @@ def key(cell: dict) -> Cell:
     return cell["method"], cell["level"], cell["calibration_seed"]
 
 
-def _read(path: Path, shared: dict) -> list[dict]:
-    """Read the cells recorded so far.
+def _read(path: Path, settings: Settings) -> tuple[list[dict], dict]:
+    """Read the cells recorded so far, and what they were measured with.
+
+    Returns:
+        The cells, and ``{"fingerprints": ...}`` of model, benchmark and calibration set; empty for a file of an earlier
+        version, which does not say.
 
     Raises:
-        UserError: if the file holds something else, or a comparison with other settings.
+        UserError: if the file holds something else, or a comparison with other settings or other files.
     """
+    shared = asdict(settings)
+    now = {
+        "model": identity.of_model(settings.model),
+        "benchmark": identity.of_set(settings.benchmark),
+        "calibration": identity.of_set(settings.calibration),
+    }
     if not os.path.lexists(path):
-        return []
-    found = schema.read(path, {"cells": list}, "a comparison", results.HINT)
+        return [], {"fingerprints": now}
+    found = schema.read(path, {"cells": list, "fingerprints?": {...: (None, str)}}, "a comparison", results.HINT)
     lacking = [name for name in shared if name not in found]
     if lacking:
         raise UserError(
@@ -157,7 +199,14 @@ def _read(path: Path, shared: dict) -> list[dict]:
                 "the same settings to go on."
             )
     results.check_cells(path, found["cells"])
-    return found["cells"]
+    then = found.get("fingerprints")
+    for name, value in (then or {}).items():
+        if value and now.get(name) and value != now[name]:
+            raise UserError(
+                f"{path} holds a comparison with another {name} of the same name: the files of {getattr(settings, name)!r} "
+                "have changed since. Choose another file."
+            )
+    return found["cells"], {} if then is None else {"fingerprints": then}
 
 
 class Runner:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tamp import conversations, loading, pruning, zoo
+from tamp import conversations, files, loading, pruning, zoo
 from tamp.evaluation import figures, pages, results, scoring
 from tamp.recipe import Recipe
 from tamp.report import Report
@@ -55,6 +55,7 @@ def run(
     sparsity = usual.sparsity if sparsity is None else sparsity
     n_questions = usual.n_questions if n_questions is None else n_questions
     n_samples = usual.n_samples if n_samples is None else n_samples
+    files.check_file(out)
     recipes = {method: Recipe.preset(method, sparsity=sparsity) for method in METHODS}
     stage(f"loading {name}")
     model, processor = loading.load(name, device, dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from tamp import files
 from tamp.evaluation import figures, results
 from tamp.report import Report
 
@@ -30,12 +31,11 @@ def write_html(path: str | Path, title: str, parts: list[tuple[str, Any]]) -> Pa
         "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}div.wide{overflow-x:auto}"
         "img{max-width:100%}pre{overflow-x:auto;background:#f6f6f6;padding:1rem;font-size:13px}"
     )
-    path = Path(path)
-    path.write_text(
+    return files.write_text(
+        path,
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>\n{body}\n</html>\n"
+        f"<title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>\n{body}\n</html>\n",
     )
-    return path
 
 
 def write_comparison(path: str | Path, grid: dict[str, Any]) -> Path:

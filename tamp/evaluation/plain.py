@@ -27,7 +27,7 @@ def score(model: nn.Module, group: Group, number: int, choices: Iterable[str] | 
         UserError: if the model has no language model head, or cannot run on these inputs.
     """
     question, one = group.questions[number], group.asked[number]
-    prompt = _extended(group.prefix, one.prompt, group.text)
+    prompt = _extended(group.inputs(), one.prompt, group.text)
     generated = _generated(models.speaker(model), prompt)
     found = {}
     for choice in one.answers if choices is None else choices:

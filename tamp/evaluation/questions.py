@@ -1,7 +1,8 @@
 """Benchmark questions in token ids: questions about the same pictures, videos and sounds behind one encoded prefix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from tamp.reading import Skipped, told
 from tamp.records import Question
 
 TOGETHER = 16  # questions that share one cached prefix
+
+HELD = 2**30
+"""Bytes of pictures, videos and sounds that a benchmark keeps as the processor gave them, and again of what towers made of
+them. What is beyond is made ready whenever it is needed."""
 
 
 @dataclass
@@ -39,6 +44,7 @@ class Group:
         decoder_call: what the decoder is called with for the prefix, kept by a benchmark that is used again.
         text: ``{input: (1, 1, ...)}``, the entry of a text token in the inputs with an entry per token; where it is absent,
             the last token of the prefix is such a token.
+        encode: makes the processor's output again, of which ``prefix`` is the beginning; needed if its media were let go.
     """
 
     questions: list[Question]
@@ -46,6 +52,18 @@ class Group:
     asked: list[Asked]
     decoder_call: dict | None = None
     text: dict[str, Tensor] = field(default_factory=dict)
+    encode: Callable[[], dict] | None = None
+
+    def let_go(self) -> None:
+        """Keep only the shapes of the media in the prefix."""
+        media = self.prefix.keys() - per_token(self.prefix)
+        self.prefix |= {name: self.prefix[name].to("meta") for name in media if isinstance(self.prefix[name], Tensor)}
+
+    def inputs(self) -> dict:
+        """Return the prefix with its media."""
+        gone = [name for name, value in self.prefix.items() if isinstance(value, Tensor) and value.is_meta]
+        again = self.encode() if gone else {}
+        return self.prefix | {name: again[name] for name in gone}
 
 
 @dataclass
@@ -97,15 +115,20 @@ def prepare(
     if not made and not skipped:
         raise UserError("There are no questions to evaluate.")
     same = [list(questions) for _, questions in groupby(made, key=lambda q: (id(q.images), q.videos, q.audios))]
-    return Benchmark(
-        [
-            group
-            for questions in same
-            for start in range(0, len(questions), TOGETHER)
-            for group in _groups(processor, questions[start : start + TOGETHER], skipped)
-        ],
-        skipped=skipped,
-    )
+    groups, held = [], 0
+    for questions in same:
+        for start in range(0, len(questions), TOGETHER):
+            for group in _groups(processor, questions[start : start + TOGETHER], skipped):
+                held += nbytes(group.prefix)
+                if held > HELD:
+                    group.let_go()
+                groups.append(group)
+    return Benchmark(groups, skipped=skipped)
+
+
+def nbytes(inputs: dict) -> int:
+    """Return the size of the tensors in a dictionary, bytes."""
+    return sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
 
 
 def _groups(processor, questions: list[Question], skipped: list[Skipped] | None) -> list[Group]:
@@ -125,10 +148,12 @@ def _group(processor, questions: list[Question]) -> Group:
     tokenizer = getattr(processor, "tokenizer", processor)
     eos = tokenizer.eos_token_id
     media = questions[0].media
+    shown = media | {"images": getattr(media["images"], "given", media["images"])}  # to the template, which opens none
     prompts = [
-        conversations.render(processor, conversations.dialogue(q.text, None, **media), prompt=True) for q in questions
+        conversations.render(processor, conversations.dialogue(q.text, None, **shown), prompt=True) for q in questions
     ]
-    whole = conversations.encode(processor, prompts[0], **media)
+    encode = partial(conversations.encode, processor, prompts[0], **media)
+    whole = encode()
     first = whole["input_ids"][0].tolist()
     marks = [getattr(processor, f"{kind}_token", None) for kind in records.KINDS if media[f"{kind}s"]]
     cut = max(prompts[0].rfind(mark) + len(mark) for mark in marks) if marks and all(marks) else 0
@@ -146,7 +171,7 @@ def _group(processor, questions: list[Question]) -> Group:
         start = first if number == 0 else ids_of(prompt)
         whole_ids = {}
         for choice in dict.fromkeys((question.answer, *question.choices)):
-            full = conversations.render(processor, conversations.dialogue(question.text, choice, **media))
+            full = conversations.render(processor, conversations.dialogue(question.text, choice, **shown))
             whole_ids[choice] = ids_of(full if full.startswith(prompt) else prompt + choice)
         shared = min(_common(start, ids) for ids in whole_ids.values())  # tokens can join across the border
         answers = {}
@@ -160,7 +185,7 @@ def _group(processor, questions: list[Question]) -> Group:
     prefix = {name: value[:, :common] if name in names else value for name, value in whole.items()}
     for one in asked:
         one.prompt = one.prompt[common:]
-    return Group(questions, prefix, asked, text={name: whole[name][:, -1:] for name in names})
+    return Group(questions, prefix, asked, text={name: whole[name][:, -1:] for name in names}, encode=encode)
 
 
 def per_token(inputs: dict) -> list[str]:

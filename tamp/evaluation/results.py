@@ -7,7 +7,6 @@ some weights, the same in every cell, it dropped.
 
 import itertools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pandas as pd
 
 from tamp import masks, schema
 from tamp.errors import UserError, unknown
-from tamp.files import data_folder
+from tamp.files import data_folder, write_text
 from tamp.report import versions
 from tamp.schema import Range
 
@@ -299,9 +298,4 @@ def recorded(name: str) -> dict[str, Any]:
 
 def write_result(path: str | Path, result: dict[str, Any]) -> Path:
     """Write a result as JSON beside the versions it was made with, completely or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps({"made_with": versions(), **result}, indent=1) + "\n")
-    os.replace(beside, path)
-    return path
+    return write_text(path, json.dumps({"made_with": versions(), **result}, indent=1) + "\n")

@@ -21,7 +21,7 @@ from tamp.errors import UserError
 from tamp.evaluation import plain, proof, shared
 from tamp.evaluation.likelihoods import Read, row
 from tamp.evaluation.proof import Proof
-from tamp.evaluation.questions import TOGETHER, Asked, Benchmark, Group, prepare, tokens
+from tamp.evaluation.questions import HELD, TOGETHER, Asked, Benchmark, Group, nbytes, prepare, tokens
 from tamp.evaluation.tables import COLUMNS, in_per_cent, overall, summarise, wilson
 from tamp.reading import told
 from tamp.records import Question
@@ -123,10 +123,11 @@ def _together(model: nn.Module, ready: Benchmark, known: Proof, keep: bool, prog
         The scores of the questions that fit; None if the model gets them wrong.
     """
     found: Scores = []
+    kept = sum(nbytes(group.decoder_call or {}) for group in ready.groups)
     for group in passes.steps(ready.groups, "evaluate", progress):
         made, wrong = {}, ""
         try:
-            call = group.decoder_call or shared.decoder_call(model, group.prefix)
+            call = group.decoder_call or shared.decoder_call(model, group.inputs())
             sequences = shared.parts(model, group, call)
             if sequences:
                 made = shared.score(model, group, call, sequences)
@@ -142,7 +143,7 @@ def _together(model: nn.Module, ready: Benchmark, known: Proof, keep: bool, prog
             for each in ready.groups:
                 each.decoder_call = None
             return None
-        if keep:
+        if keep and not group.decoder_call and (kept := kept + nbytes(call)) <= HELD:
             group.decoder_call = call
         found.append(made)
     return found

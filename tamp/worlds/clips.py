@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import numpy as np
 
 from tamp import media
 from tamp.errors import UserError, unknown
-from tamp.files import cache_folder
+from tamp.files import cache_folder, scratch
 from tamp.records import Question
 from tamp.worlds.drawing import COLOURS, SHAPES, shape_mask
 from tamp.worlds.pictures import YES_NO, in_rounds
@@ -291,9 +290,9 @@ def write(clip: Clip, folder: str | Path, without: str | None = None) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:
-            media.write_video(Path(scratch) / path.name, frames, FPS, waveform)
-            os.replace(Path(scratch) / path.name, path)
+        with scratch(path) as beside:
+            media.write_video(beside / path.name, frames, FPS, waveform)
+            os.replace(beside / path.name, path)
     except OSError as error:
         raise UserError(
             f"Could not write a clip into {path.parent}: {error}. Give another folder, or another cache by TAMP_CACHE."
