@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,7 +19,12 @@ CHUNK = 2**24  # elements of a written tensor that are read at a time
 
 
 def save(
-    model: nn.Module, processor, folder: str | Path, report: Report | None = None, overwrite: bool = False
+    model: nn.Module,
+    processor,
+    folder: str | Path,
+    report: Report | None = None,
+    overwrite: bool = False,
+    then: Callable[[Path], object] | None = None,
 ) -> Path:
     """Save a model and its processor so that ``from_pretrained`` loads them, all of it or nothing.
 
@@ -33,6 +38,7 @@ def save(
         folder: where to; must not exist unless ``overwrite``.
         report: from :func:`tamp.prune`, recorded beside the weights in ``tamp.json`` and ``tamp.csv``.
         overwrite: replace the folder.
+        then: called with the finished temporary folder before it takes its place.
 
     Returns:
         The folder.
@@ -59,6 +65,8 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(beside.glob("*.safetensors"))},
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        if then is not None:
+            then(beside)
     return Path(folder)
 
 

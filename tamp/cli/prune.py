@@ -14,6 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", help="a file written by `tamp plan`; it takes the place of sparsity, pattern, allocation"
     )
     parser.add_argument("--out", required=True, help="folder to save to")
+    parser.add_argument(
+        "--format", default="plain", choices=("plain", "compact"), help="compact: smaller files (default: plain)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
 
 
@@ -36,4 +39,5 @@ def run(options: argparse.Namespace) -> None:
     samples = tamp.calibration_set(source, processor, options.n_samples, options.calibration_seed) if needed else None
     report = tamp.prune(model, samples, recipe, progress=common.bars(), plan=plan, allow_partial=options.allow_partial)
     print(report)
-    print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
+    folder = tamp.save(model, processor, options.out, report, options.overwrite, options.format)
+    print(f"saved to {folder}")
