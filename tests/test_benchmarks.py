@@ -52,8 +52,7 @@ def test_full_scale_is_the_published_architecture():
 
 @pytest.mark.skipif(not shutil.which("zstd"), reason="the program zstd is not installed")
 def test_sizes_are_measured_and_recorded_ones_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(sizes, "DTYPES", {"bfloat16": (0.5,)})
-    monkeypatch.setattr(sizes, "HARDEST", [("mini-llava-next", "bfloat16", 0.5)])
+    monkeypatch.setattr(sizes, "MODELS", {"mini-llava-next": {"bfloat16": (0.5,)}})
     result = sizes.main(["--models", "mini-llava-next", "--out", str(tmp_path)])
     (row,) = result["rows"]
     assert row["weights"] == 3_538_944 and row["bitmask"] == row["weights"] // 8 + row["weights"]
