@@ -15,10 +15,11 @@ _HOMES = {
     "calibration_set": "conversations",
     "compare": "evaluation.compare",
     "evaluate": "evaluation",
+    "expand": "compact",
     "load": "loading",
     "plan": "planning",
     "prune": "pruning",
-    "save": "checkpoint",
+    "save": "compact",
     "verify": "verifying",
 }
 """Where each public name lives; it is imported when it is first asked for."""

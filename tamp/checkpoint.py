@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +22,12 @@ CHUNK = 2**24  # elements of a written tensor that are read at a time
 
 
 def save(
-    model: nn.Module, processor, folder: str | Path, report: Report | None = None, overwrite: bool = False
+    model: nn.Module,
+    processor,
+    folder: str | Path,
+    report: Report | None = None,
+    overwrite: bool = False,
+    then: Callable[[Path], object] | None = None,
 ) -> Path:
     """Save a model and its processor so that ``from_pretrained`` loads them, all or nothing.
 
@@ -36,6 +41,7 @@ def save(
         folder: where to; must not exist unless ``overwrite``.
         report: from :func:`tamp.prune`, recorded beside the weights in ``tamp.json`` and ``tamp.csv``.
         overwrite: replace the folder.
+        then: called with the finished temporary folder before it takes its place.
 
     Returns:
         The folder.
@@ -62,6 +68,8 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(beside.iterdir()) if path.is_file()},
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        if then is not None:
+            then(beside)
     return Path(folder)
 
 

@@ -170,7 +170,8 @@ def sparsegpt(
     Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1. Columns are taken in blocks; in each the entries with the
     smallest ``w^2 / u^2`` are dropped, u being the diagonal of the Cholesky factor of the inverse Hessian. Unstructured
     pruning takes one pool per block over all rows; after each block exactly ``floor(drop * columns so far / in)`` weights
-    are gone, or more if more than that read inputs that are always zero: those weights always go.
+    are gone, or more if more than that read inputs that are always zero: those weights always go. Weights that are zero
+    stay zero and count as dropped; what is dropped beyond them is spread over the columns in proportion to the others.
 
     Args:
         weight: (out, in).
@@ -210,6 +211,9 @@ def sparsegpt(
     hessian = hessian.float().clone()
     if not (updated.isfinite().all() and hessian.isfinite().all()):
         raise ValueError("the weight or the Hessian holds NaN or infinity")
+    zero = updated == 0
+    alive = (~zero).sum(0).cumsum(0).tolist()  # (in,), up to and with each column
+    fresh = max((drop or 0) - rows * columns + alive[-1], 0)  # to drop beyond the zeros
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     if not dead.all():
@@ -232,10 +236,11 @@ def sparsegpt(
         part = updated[:, start:stop]  # (out, block), a view
         spread = factor[start:stop, start:stop]
         scale = spread.diagonal()
+        gone = zero[:, start:stop]
         if drop is not None:
-            due = drop * stop // columns - dropped
+            due = rows * stop - alive[stop - 1] + fresh * alive[stop - 1] // max(alive[-1], 1) - dropped
             dropped += due
-            smallest = (part / scale).square().flatten().argsort(stable=True)[:due]
+            smallest = (part / scale).square().masked_fill(gone, -1).flatten().argsort(stable=True)[:due]
             mask = torch.zeros(part.numel(), dtype=torch.bool, device=part.device)
             mask[smallest] = True
             mask = mask.reshape(part.shape)
@@ -244,7 +249,8 @@ def sparsegpt(
         errors = torch.zeros_like(part)
         for j in range(stop - start):
             if drop is None and j % m == 0:  # the group's weights have absorbed the errors of the columns before it
-                mask[:, j : j + m] = masks.n_of_m((part[:, j : j + m] / scale[j : j + m]).square(), n, m)
+                group, old = (part[:, j : j + m] / scale[j : j + m]).square(), gone[:, j : j + m]
+                mask[:, j : j + m] = masks.n_of_m(group.masked_fill(old, -1), n, m) | old
             column = part[:, j].clone()
             kept = column.masked_fill(mask[:, j], 0)
             errors[:, j] = (column - kept) / scale[j]

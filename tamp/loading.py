@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto import modeling_auto
 
-from tamp import zoo
+from tamp import compact, zoo
 from tamp.errors import UserError, missing_package, torchvision_misfit, unknown
 
 TORCHVISION_FILTERS = {Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
@@ -42,8 +42,8 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     Args:
         name_or_path: a shipped name (``"mini-llava-next"``), one over weights that are fetched once (``"smol-llava-next"``
             and ``"smol-videollama2"``, see :mod:`training.smol`, or ``"smollm2-135m-instruct"`` alone), a local folder,
-            or a hub id such as ``"llava-hf/llama3-llava-next-8b-hf"``. Weights are read from safetensors only, and no remote
-            code is run.
+            plain or compact, or a hub id such as ``"llava-hf/llama3-llava-next-8b-hf"``. Weights are read from safetensors
+            only, and no remote code is run.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ...
         dtype: ``"auto"`` (as stored; float32 instead of half precision on a CPU), ``"float32"``, ``"bfloat16"`` or
             ``"float16"``. Half precision that was widened on a CPU is saved as half precision again.
@@ -80,14 +80,15 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         architecture, base = _class(name, config, "auto_map" in said)
         processor = _processor(name, source, config)
-        model, loaded = _weights(architecture)(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported with the others below
-        )
+        settings = {
+            "dtype": dtype,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # they are reported with the others below
+        }
+        if compact.files(folder):
+            model, loaded = _from_compact(_weights(architecture), folder, config, settings)
+        else:
+            model, loaded = _weights(architecture)(source, use_safetensors=True, trust_remote_code=False, **settings)
         _check_complete(name, loaded, base)
         if hasattr(model, "load_speakers"):
             _speakers(model, source)
@@ -184,6 +185,15 @@ def _weights(architecture: type):
     """Return the function that loads a class; that of Qwen2.5-Omni itself cannot say which tensors it loaded."""
     own = hasattr(architecture, "load_speakers")
     return super(architecture, architecture).from_pretrained if own else architecture.from_pretrained
+
+
+def _from_compact(build, folder: Path, config, settings: dict):
+    """Build a model from a compact folder as ``from_pretrained`` does from a plain one: (model, what was loaded)."""
+    model, loaded = build(None, config=config, state_dict=compact.state(folder), **settings)
+    model.config._name_or_path = model.name_or_path = str(folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model, loaded
 
 
 def _speakers(model, source: str) -> None:

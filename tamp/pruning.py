@@ -41,7 +41,7 @@ def prune(
     """Prune the matrices of a model's decoder blocks in place, experts included.
 
     Everything else stays untouched, bit for bit, and so do the model's mode, device, ``use_cache`` and attention setting.
-    The same samples give the same masks.
+    The same samples give the same masks. Weights that are zero stay zero, whatever the recipe.
 
     Args:
         model: a transformers model with a decoder, see :func:`tamp.load`.
@@ -267,6 +267,7 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
         weight.zero_()
         return
     _, _, criterion, update = recipe.rules
+    zero = weight == 0
     m = masks.parse_pattern(recipe.pattern)[1] if recipe.pattern else 0
     n = drop * m // weight.numel()
 
@@ -278,7 +279,9 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
                 f"The criterion {name_of(recipe.criterion)!r} gives a metric of shape {tuple(metric.shape)} for a "
                 f"weight of shape {tuple(weight.shape)}: return one number per weight."
             )
-        return masks.n_of_m(metric, round(share * n), m) if m else masks.unstructured(metric, drop=round(share * drop))
+        metric = torch.where(zero, -torch.inf, metric)  # they go first, and all of them
+        mask = masks.n_of_m(metric, round(share * n), m) if m else masks.unstructured(metric, drop=round(share * drop))
+        return mask | zero
 
     if criterion.update:
         pruned = criterion.update(weight, statistic, drop, f"{n}:{m}" if m else None, recipe.options)

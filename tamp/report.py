@@ -92,6 +92,7 @@ class Report:
         """Return what is worth recording, as plain JSON types."""
         return {
             "model": self.model,
+            "fingerprint": self.plan.fingerprint,
             "recipe": self.recipe.summary(),
             "sparsity": self.sparsity,
             "weights": sum(self.plan.sizes),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import block_reconstruction
 import convergence
@@ -18,6 +19,7 @@ import repeatability
 import rounding
 import search
 import selection_speed
+import sizes
 import tiny
 import torch
 import update_search
@@ -46,6 +48,18 @@ def test_full_scale_is_the_published_architecture():
     width, inner, depth = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     shared = width * text["num_key_value_heads"] // text["num_attention_heads"]
     assert depth * (2 * width * width + 2 * width * shared + 3 * width * inner) == 6_979_321_856
+
+
+@pytest.mark.skipif(not shutil.which("zstd"), reason="the program zstd is not installed")
+def test_sizes_are_measured_and_recorded_ones_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "MODELS", {"mini-llava-next": {"bfloat16": (0.5,)}})
+    result = sizes.main(["--models", "mini-llava-next", "--out", str(tmp_path)])
+    (row,) = result["rows"]
+    assert row["weights"] == 3_538_944 and row["bitmask"] == row["weights"] // 8 + row["weights"]
+    assert row["compact"]["bytes"] < row["zstd -19"]["bytes"] < row["zstd -3"]["bytes"] < row["plain"]
+    assert "| `mini-llava-next`, bfloat16, 50% |" in sizes.table(result)
+    monkeypatch.setattr(sizes, "measure", lambda *ignored: pytest.fail("what is recorded was measured again"))
+    assert sizes.main(["--models", "mini-llava-next", "--out", str(tmp_path)]) == result
 
 
 def test_pruning_speed_runs(tmp_path):

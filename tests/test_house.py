@@ -48,7 +48,9 @@ WINGS = (
     "videollama2",
     "zoo",
     "conversations",
+    "compact",
     "loading",
+    "packs",
     "evaluation",
     "cli",
 )

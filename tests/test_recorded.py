@@ -11,6 +11,7 @@ import pytest
 import quality
 import repeatability
 import senses
+import sizes
 
 from tamp import Recipe
 from tamp.evaluation import compare, results
@@ -37,6 +38,18 @@ def test_the_recorded_speeds_meet_their_bounds():
     assert pruning["over_wanda"]["tamp"] <= 2.2 and pruning["over_wanda"]["amia"] <= 1.6
     passes = pruning["allocation_over_forward"]
     assert max(passes["das"], passes["owl"]) <= 1.2
+
+
+def test_compact_files_are_recorded_as_smaller_than_those_of_zstd():
+    """At every level, by more than a tenth; and for every level that the script asks for."""
+    rows = results.recorded("sizes")["rows"]
+    asked = [
+        (model, dtype, level) for model, types in sizes.MODELS.items() for dtype in types for level in types[dtype]
+    ]
+    assert [(row["model"], row["dtype"], row["level"]) for row in rows] == asked
+    for row in rows:
+        others = [row[name]["bytes"] for name in ("zstd -3", "zstd -19") if name in row]
+        assert row["compact"]["bytes"] < 0.9 * min(*others, row["bitmask"]), row
 
 
 def test_the_default_number_of_allocation_samples_is_where_the_recorded_curve_flattens():

@@ -95,6 +95,8 @@ COMMANDS = {
     "evaluate": Command("evaluate a model on a benchmark", "evaluate"),
     "compare": Command("run methods side by side on a benchmark, with intervals", "compare"),
     "verify": Command("check a saved folder against its manifest", "verify"),
+    "mask": Command("export the zeros of a model, apply them to another, or compare two", "mask"),
+    "expand": Command("write a compact folder as a plain one", "expand"),
     "convert-videollama2": Command("convert published VideoLLaMA 2 weights so that tamp loads them", "convert"),
     "demo": Command("prune a shipped model, evaluate before and after, write a page", "demo"),
 }

@@ -17,6 +17,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", help="a file written by `tamp plan`; it takes the place of sparsity, pattern, allocation"
     )
     parser.add_argument("--out", required=True, help="folder to save to")
+    parser.add_argument(
+        "--format", default="plain", choices=("plain", "compact"), help="compact: smaller files (default: plain)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
 
 
@@ -41,25 +44,26 @@ def run(options: argparse.Namespace) -> None:
     samples = tamp.calibration_set(source, processor, *drawn) if needed else None
     report = tamp.prune(model, samples, recipe, progress=common.bars(), plan=plan, allow_partial=options.allow_partial)
     print(report)
-    print(f"saved to {_saved(model, processor, options.out, report, options.overwrite)}")
+    print(f"saved to {_saved(model, processor, options, report)}")
 
 
-def _saved(model, processor, out: str, report, overwrite: bool) -> Path:
+def _saved(model, processor, options: argparse.Namespace, report) -> Path:
     """Save a pruned model; if that fails, in the temporary folder, so that the work is not lost.
 
     Raises:
         UserError: if it is not where it should be; the message says where it is.
     """
-    from tamp import checkpoint, files
+    import tamp
+    from tamp import files
 
     try:
-        return checkpoint.save(model, processor, out, report=report, overwrite=overwrite)
+        return tamp.save(model, processor, options.out, report, options.overwrite, options.format)
     except files.Kept:
         raise
     except UserError as error:
-        kept = Path(tempfile.mkdtemp(prefix="tamp-"), Path(out).expanduser().resolve().name)
+        kept = Path(tempfile.mkdtemp(prefix="tamp-"), Path(options.out).expanduser().resolve().name)
         try:
-            checkpoint.save(model, processor, kept, report=report)
+            tamp.save(model, processor, kept, report, format=options.format)
         except UserError:
             shutil.rmtree(kept.parent, ignore_errors=True)
             raise error from None
