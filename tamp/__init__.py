@@ -7,6 +7,7 @@ from tamp.errors import UserError
 __version__ = "0.1.0"
 
 _HOMES = {
+    "KeepZeros": "finetuning",
     "PRESETS": "recipe",
     "Plan": "plans",
     "Recipe": "recipe",
@@ -16,6 +17,8 @@ _HOMES = {
     "compare": "evaluation.compare",
     "evaluate": "evaluation",
     "load": "loading",
+    "masked_lora": "finetuning",
+    "merge_lora": "finetuning",
     "plan": "planning",
     "prune": "pruning",
     "save": "checkpoint",
