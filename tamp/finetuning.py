@@ -243,8 +243,8 @@ def _check_pruned(model: nn.Module, found: dict[str, matrices.Matrix]) -> None:
     """Check that some weights of a model are zero."""
     if _sparsity(found) < LEAST:
         raise UserError(
-            f"This {type(model).__name__} is not pruned: less than {LEAST:.1%} of its weights are zero. Prune it first, with "
-            "tamp.prune."
+            f"This {type(model).__name__} is not pruned: less than {LEAST:.1%} of its weights are zero. Prune it "
+            "first, with tamp.prune."
         )
 
 
