@@ -266,6 +266,17 @@ def test_masks_are_kept_in_a_bit_per_weight():
     assert sum(mask.nbytes for mask in stored.values()) <= sum(report.plan.sizes) / 8 + len(stored)
 
 
+def test_zeros_are_put_back_after_an_adapter_without_a_mask_was_merged():
+    model, _, _ = pruned()
+    before, keep, attention = zeros(model), KeepZeros(model), model.model.layers[0].self_attn
+    attention.q_proj = Beside(attention.q_proj)
+    attention.q_proj.base_layer.weight.data += 0.1  # as merging does
+    attention.q_proj = attention.q_proj.base_layer
+    assert not same_zeros(model, before)
+    keep.step()
+    assert same_zeros(model, before)
+
+
 @pytest.mark.parametrize("shape", [(1, 8), (3, 5), (2, 17)])
 def test_a_mask_survives_packing(shape):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5

@@ -181,12 +181,15 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--n-questions", type=int)
+    parser.add_argument("--n-samples", type=int)
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     path = options.out / "recovery.json"
     for name in options.models:
-        changes = {key: value for key in ("steps", "n_questions") if (value := getattr(options, key)) is not None}
+        changes = {
+            key: value for key in ("steps", "n_questions", "n_samples") if (value := getattr(options, key)) is not None
+        }
         setup = Setup(**{**asdict(SETUPS[name]), **changes})
         for seed in options.seeds:
             done = json.loads(path.read_text())["models"] if path.exists() else {}  # other models may run beside it
