@@ -7,6 +7,7 @@ from tamp.errors import UserError
 __version__ = "0.1.0"
 
 _HOMES = {
+    "KeepZeros": "finetuning",
     "PRESETS": "recipe",
     "Plan": "plans",
     "Recipe": "recipe",
@@ -17,6 +18,8 @@ _HOMES = {
     "evaluate": "evaluation",
     "expand": "compact",
     "load": "loading",
+    "masked_lora": "finetuning",
+    "merge_lora": "finetuning",
     "plan": "planning",
     "prune": "pruning",
     "save": "compact",

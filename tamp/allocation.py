@@ -2,7 +2,7 @@
 
 :func:`allocate` is ECoFLaP's rule (arXiv 2310.02998), which the paper inherits: every linear first keeps what the cap
 demands, and the rest of the budget is shared in proportion to the scores. :func:`banded` is OWL's, :func:`stepped` rounds to
-the steps of an N:M pattern. Counts are whole numbers throughout.
+the steps of an N:M pattern, :func:`dense_or` to dense or N:M. Counts are whole numbers throughout.
 """
 
 import math
@@ -30,11 +30,10 @@ def uniform(sizes: Sequence[int], sparsity: float) -> list[int]:
     return _round([size * share for size in sizes], round(sum(sizes) * share))
 
 
-def spread(sizes: Sequence[int], total: int) -> list[int]:
-    """Drop ``total`` weights at the same share everywhere, each linear within one weight of it."""
-    if not total:
-        return [0] * len(sizes)
-    return _round([Fraction(size * total, sum(sizes)) for size in sizes], total)
+def spread(sizes: Sequence[int], total: int, whole: bool = True) -> list[int] | list[Fraction]:
+    """Drop ``total`` weights at the same share everywhere, each linear within one weight of it; or exactly, not whole."""
+    shares = [Fraction(size * total, sum(sizes)) if total else Fraction(0) for size in sizes]
+    return _round(shares, total) if whole else shares
 
 
 def allocate(
@@ -162,6 +161,29 @@ def stepped(drops: Sequence[int], sizes: Sequence[int], m: int, most: int | None
     for number, members in zip(numbers, alike.values()):
         for i, n in zip(members, _round([wanted[i] for i in members], number, [most] * len(members))):
             chosen[i] = n * steps[i]
+    return chosen
+
+
+def dense_or(drops: Sequence[Fraction], sizes: Sequence[int], n: int, m: int) -> list[int]:
+    """Turn a plan into one where every linear is dense or n:m, for hardware that runs nothing between.
+
+    Args:
+        drops: weights to drop per linear, in [0, size]; best not rounded, so that equal shares are a tie.
+        sizes: weights per linear, divisible by m.
+        n: weights of every m that an n:m linear drops.
+        m: the size of a group.
+
+    Returns:
+        Weights to drop per linear, 0 or ``size * n / m``. In the order of the shares in ``drops``, largest first, then
+        earlier ones, a linear takes the pattern if that brings the total nearer to that of ``drops``. The total comes within
+        half of what the largest linear would drop.
+    """
+    left, chosen = sum(drops), [0] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: (-Fraction(drops[i], sizes[i]), i)):
+        taken = sizes[i] * n // m
+        if abs(left - taken) < left:
+            chosen[i] = taken
+            left -= taken
     return chosen
 
 

@@ -99,7 +99,7 @@ def check_savable(model: nn.Module, processor) -> None:
 
 
 def _check_adapters(model: nn.Module) -> None:
-    """Check that a model carries no adapter of PEFT, which ``save_pretrained`` would write alone.
+    """Check that a model carries no adapter, such as PEFT's, which ``save_pretrained`` would write alone.
 
     Raises:
         UserError: with the way to take it off.
@@ -108,14 +108,14 @@ def _check_adapters(model: nn.Module) -> None:
     layers = any(hasattr(module, "base_layer") for module in model.modules())
     if not (wrapper or layers or getattr(model, "_hf_peft_config_loaded", False)):
         return
-    way = "Prune and save the model without the adapter, and add the adapter afterwards."
+    way = "Merge a masked LoRA with tamp.merge_lora. Take a PEFT adapter off, save, and add the adapter afterwards."
     if wrapper:
         way = (
             "Save the adapter with model.save_pretrained(...) and the pruned model with "
             f"tamp.save(model.{'unload' if layers else 'get_base_model'}(), ...); merge_and_unload() would fill the zeros."
         )
     raise UserError(
-        f"This {type(model).__name__} carries a PEFT adapter: only the adapter would be saved, and the pruned weights would "
+        f"This {type(model).__name__} carries an adapter: only the adapter would be saved, and the pruned weights would "
         f"be lost. {way}"
     )
 

@@ -24,13 +24,17 @@ def exact(sparsity: float) -> Fraction:
     return Fraction(str(float(sparsity)))
 
 
+DENSE = "dense|"
+"""What a pattern begins with under which every matrix is dense or n:m, and nothing else."""
+
+
 def parse_pattern(pattern: str) -> tuple[int, int]:
-    """Read ``"n:m"``: of m consecutive inputs, n are dropped.
+    """Read ``"n:m"`` or ``"dense|n:m"``: of m consecutive inputs, n are dropped.
 
     Raises:
         ValueError: if the text is not two whole numbers with 0 < n < m.
     """
-    n, colon, m = str(pattern).partition(":")
+    n, colon, m = str(pattern).removeprefix(DENSE).partition(":")
     if not (colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
         raise ValueError(
             f"a pattern is 'n:m', n of every m weights dropped and 0 < n < m, such as '2:4', not {pattern!r}"

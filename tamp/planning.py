@@ -189,7 +189,7 @@ def make_plan(
     sizes = {name: linear.weight.numel() for name, linear in found.items()}
     per_block = [sum(name.startswith(f"{block}.") for name in sizes) for block in models.blocks(model)]
     ordered = None if scores is None else [scores[name] for name in sizes]
-    cap = recipe.options.get("das_cap")
+    cap = None if (recipe.pattern or "").startswith(masks.DENSE) else recipe.options.get("das_cap")
     return plans.Plan(
         linears=tuple(sizes),
         sizes=tuple(sizes.values()),
@@ -215,11 +215,13 @@ def share_out(sizes: list[int], per_block: list[int], scores: list[float] | None
 
     Returns:
         Weights to drop per matrix. Under a pattern every matrix drops some n of m inputs; a cap then counts rounded up to a
-        whole n, since a lower one would leave nothing but the pattern itself.
+        whole n, since a lower one would leave nothing but the pattern itself. Under ``"dense|n:m"`` one drops none or n.
     """
     rule, options = recipe.rules[0], recipe.options
+    either = (recipe.pattern or "").startswith(masks.DENSE)
     if scores is None:
         drops = allocation.uniform(sizes, recipe.sparsity)
+        drops = allocation.spread(sizes, sum(drops), whole=False) if either else drops
     else:
         groups = per_block if rule.by_block(options) else [1] * len(sizes)
         ends = itertools.accumulate(groups)
@@ -229,10 +231,12 @@ def share_out(sizes: list[int], per_block: list[int], scores: list[float] | None
         totals = [sum(sizes[part]) for part in parts]
         drops = []
         for part, drop in zip(parts, rule.share(means, totals, recipe.sparsity, options)):
-            drops += allocation.spread(sizes[part], drop)
+            drops += allocation.spread(sizes[part], drop, whole=not either)
     if not recipe.pattern:
         return drops
-    m = masks.parse_pattern(recipe.pattern)[1]
+    n, m = masks.parse_pattern(recipe.pattern)
+    if either:
+        return allocation.dense_or(drops, sizes, n, m)
     most = None
     if "das_cap" in options:
         most = min(m - 1, math.ceil(m * masks.exact(recipe.sparsity) + m * Fraction(str(options["das_cap"]))))

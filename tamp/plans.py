@@ -22,7 +22,7 @@ class Plan:
         drops: weights to drop of each.
         scores: what the allocation was made from, None if it was uniform.
         target: share of all weights to drop, in [0, 1).
-        pattern: ``"n:m"`` if every linear drops some n of m consecutive inputs, n on average.
+        pattern: ``"n:m"`` if every linear drops some n of m consecutive inputs, n on average; ``"dense|n:m"`` if none or n.
         cap: largest share any linear may drop, None if there is none.
         allocation: the rule it was made by.
         model: name or path of the model it was made for.
@@ -99,9 +99,10 @@ class Plan:
         if not self.linears:
             raise UserError(f"{path} is not a plan: it names no linears. `tamp plan` writes one.")
         try:
-            target, m = masks.exact(self.target), masks.parse_pattern(self.pattern)[1] if self.pattern else None
+            target, (n, m) = masks.exact(self.target), masks.parse_pattern(self.pattern) if self.pattern else (0, 0)
         except ValueError as error:
             raise UserError(f"{path}: {error!s:.200}.") from error
+        either = (self.pattern or "").startswith(masks.DENSE)
         for name, size, drop, score in zip(
             self.linears, self.sizes, self.drops, self.scores or [0.0] * len(self.linears)
         ):
@@ -115,13 +116,15 @@ class Plan:
                 raise UserError(
                     f"{path}: {name} drops {drop} of {size} weights, which is not a whole number per group of {m} inputs."
                 )
+            if either and drop not in (0, size * n // m):
+                raise UserError(f"{path}: {name} drops {drop} weights; give 0 or {size * n // m} under {self.pattern}.")
             if not m and self.cap is not None and drop > math.floor(size * Fraction(str(self.cap))) + 1:
                 raise UserError(
                     f"{path}: {name} drops {drop / size:.2%} of its weights, above the cap of {self.cap:.2%}; "
                     "drop fewer, or raise the cap."
                 )
         asked, dropped = round(sum(self.sizes) * target), sum(self.drops)
-        if abs(dropped - asked) > (max(self.sizes) // m if m else 0):
+        if abs(dropped - asked) > (max(self.sizes) * (n if either else 1) // m if m else 0):
             raise UserError(
                 f"{path}: the linears drop {dropped:,} weights together, and the target {self.target:g} of "
                 f"{sum(self.sizes):,} is {asked:,}: drop {abs(asked - dropped):,} {'more' if dropped < asked else 'fewer'}, "

@@ -44,10 +44,11 @@ class Recipe:
     """What to prune and how; the default is TAMP at 50 %.
 
     Attributes:
-        sparsity: share of weights to drop, in [0, 1). With a pattern it is n / m and need not be given.
+        sparsity: share of weights to drop, in [0, 1). With a pattern n:m it is n / m and need not be given.
         pattern: ``"n:m"``, n of every m consecutive inputs dropped. With the allocation ``"uniform"`` that is every matrix's
             pattern, as hardware wants it; any other allocation chooses n per matrix, so that the whole meets n / m as
-            closely as whole steps allow.
+            closely as whole steps allow. ``"dense|n:m"``: every matrix is dense or n:m, as hardware runs them; those that
+            the allocation prunes hardest take the pattern, as many as bring the whole to ``sparsity``.
         allocation: how sparsity is spread over the matrices: a name of :data:`tamp.scores.ALLOCATIONS`, or a function
             ``f(step) -> {matrix: score}``.
         tokens: which calibration tokens count: a name of :data:`tamp.selection.TOKENS`, or a function
@@ -151,7 +152,7 @@ class Recipe:
 
         Args:
             method: such as ``"tamp"`` or ``"das:tokens=text,das_granularity=block"``.
-            level: a sparsity in [0, 1), or a pattern such as ``"2:4"``.
+            level: a sparsity in [0, 1), or a pattern such as ``"2:4"``, or with a sparsity, ``"dense|2:4@0.3"``.
 
         Raises:
             UserError: if there is no such preset or field, or a value is out of range.
@@ -163,13 +164,16 @@ class Recipe:
             if not equals:
                 raise UserError(f"{method!r}: write changes to a preset as preset:field=value,field=value.")
             changes[name] = _number(value)
+        if isinstance(level, str):
+            changes["pattern"], at, share = level.partition("@")
+            level = _number(share) if at else None
         if level is not None:
-            changes["pattern" if isinstance(level, str) else "sparsity"] = level
+            changes["sparsity"] = level
         return cls.preset(preset, **changes)
 
     def under(self, allocation: str) -> "Recipe":
         """Return this recipe with another allocation and that one's default options."""
-        chosen = {name: getattr(self, name) for name in FIELDS if name != "sparsity" or self.pattern is None}
+        chosen = {name: getattr(self, name) for name in FIELDS}
         kept = {name for row in self.rules[1:] for name in row.options}
         if allocation == self.allocation:
             kept = set(self.options)
@@ -216,9 +220,13 @@ def _sparsity(sparsity: float | None, pattern: str | None) -> float:
     try:
         if pattern is not None:
             n, m = masks.parse_pattern(pattern)
-            if sparsity not in (None, n / m):
+            if str(pattern).startswith(masks.DENSE):
+                if sparsity is None or masks.exact(sparsity) * m > n:
+                    raise UserError(f"Pattern {pattern} needs a sparsity too, from 0 to {n / m:g}, not {sparsity}.")
+            elif sparsity not in (None, n / m):
                 raise UserError(f"Pattern {pattern} is a sparsity of {n / m:g}, not {sparsity}; give one of the two.")
-            sparsity = n / m
+            else:
+                sparsity = n / m
         return float(masks.exact(0.5 if sparsity is None else sparsity))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error

@@ -227,3 +227,20 @@ def test_a_sparsity_outside_zero_to_one_is_refused(sparsity):
 def test_a_cap_below_the_sparsity_or_above_one_is_refused(cap):
     with pytest.raises(ValueError, match="max_sparsity"):
         allocation.allocate([1.0, 1.0], [10, 10], 0.5, cap)
+
+
+def chosen_by_hand(drops, sizes, n, m):
+    """Go down the linears from the hardest pruned one, and take each that brings the total nearer."""
+    total, goal, taken = 0, sum(drops), {}
+    for _, i in sorted((-drop / size, i) for i, (drop, size) in enumerate(zip(drops, sizes))):
+        taken[i] = sizes[i] * n // m if abs(total + sizes[i] * n // m - goal) < abs(total - goal) else 0
+        total += taken[i]
+    return [taken[i] for i in range(len(sizes))]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.fractions(0, "1/2")), min_size=1, max_size=12))
+def test_dense_or_a_pattern_takes_the_hardest_first_and_comes_near(rows):
+    sizes, drops = [4 * size for size, _ in rows], [4 * size * share for size, share in rows]
+    got = allocation.dense_or(drops, sizes, 2, 4)
+    assert got == chosen_by_hand(drops, sizes, 2, 4)
+    assert abs(sum(got) - sum(drops)) <= max(sizes) / 4

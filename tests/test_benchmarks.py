@@ -6,7 +6,9 @@ import shutil
 
 import block_reconstruction
 import convergence
+import cpu_speed
 import das_control
+import export_zeros
 import full_scale
 import other_calibration
 import outliers
@@ -15,6 +17,7 @@ import pruning_speed
 import pytest
 import quality
 import real_lm
+import recovery
 import repeatability
 import rounding
 import search
@@ -247,3 +250,43 @@ def test_an_activation_outlier_and_an_attention_sink_are_found(tmp_path):
         model.model.layers[0].input_layernorm.weight[3] *= 100
     loud = outliers.measure(model, samples)
     assert loud["linears"]["q_proj"][0] > 20 * plain["linears"]["q_proj"][0]
+
+
+def test_cpu_speed_compares_every_sparsity_with_both_dense_types(tmp_path):
+    result = cpu_speed.main(["--size", "64", "--rounds", "1", "--out", str(tmp_path)])
+    assert len(result["rows"]) == len(cpu_speed.TOKENS) * (2 + len(cpu_speed.SPARSITIES))
+    assert all(row["milliseconds"] > 0 for row in result["rows"])
+    assert "| dense bfloat16 |" in cpu_speed.table(result)
+
+
+def test_zeros_are_counted_in_what_a_format_reads_back(tmp_path):
+    pytest.importorskip("gguf")
+    result = export_zeros.main(["--formats", "gguf", "--types", "Q8_0", "Q4_1", "--out", str(tmp_path)])
+    kept, lost = result["rows"]
+    assert kept["share"] == 1 and lost["share"] < 0.5 and kept["zeros"] == lost["zeros"] > 10**6
+
+
+def test_recovery_trains_answers_alone_keeps_zeros_and_goes_on_where_it_stopped(tmp_path, monkeypatch, processor):
+    setup = recovery.SETUPS["mini-llava-next"]
+    lesson = recovery.lessons(setup, 1, 0)[0]
+    sample = recovery.labelled(processor, lesson)
+    answered = sample["labels"][sample["labels"] != recovery.IGNORED]
+    assert processor.tokenizer.decode(answered).split() == [*lesson[0].answer.split(), "<eos>"]
+    small = [
+        "--models",
+        "mini-llava-next",
+        "--steps",
+        "1",
+        "--n-questions",
+        "20",
+        "--n-samples",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
+    result = recovery.main([*small, "--seeds", "0"])
+    cell = result["models"]["mini-llava-next"]["cells"][0]
+    assert cell["zeros"]["pruned"] == cell["zeros"]["tuned"] and cell["tuned"]["nll"] < cell["pruned"]["nll"]
+    assert "| 70.00% |" in recovery.table(result)
+    monkeypatch.delattr(recovery, "run")
+    assert recovery.main([*small, "--seeds", "0"]) == result

@@ -37,6 +37,7 @@ CORE = (
 """The pruning core, low to high: a module imports only what stands before it."""
 
 WINGS = (
+    "finetuning",
     "checkpoint",
     "verifying",
     "cache",

@@ -177,3 +177,63 @@ def test_an_allocation_that_looks_at_activations_needs_samples():
     for allocation in ("das", "owl", "ecoflap"):
         with pytest.raises(UserError, match=f"{allocation!r} needs calibration samples"):
             tamp.plan(model, None, Recipe(allocation=allocation), progress=False)
+
+
+def taken(plan) -> list[int]:
+    """Return the places of the linears that drop something."""
+    return [i for i, drop in enumerate(plan.drops) if drop]
+
+
+@pytest.mark.parametrize("preset", ["wanda", "sparsegpt", "owl", "tamp"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.07, 0.3, 0.5])
+def test_under_dense_or_a_pattern_every_linear_is_one_or_the_other(preset, sparsity):
+    model, samples = tiny.build("llava_next")
+    recipe = Recipe.preset(preset, pattern="dense|2:4", sparsity=sparsity)
+    report = tamp.prune(model, samples, recipe, progress=False)
+    for mask, drop in zip(zeros(model).values(), report.plan.drops):
+        assert (mask.reshape(-1, 4).sum(1) == (2 if drop else 0)).all()
+    sizes, drops = report.plan.sizes, report.plan.drops
+    missed = abs(sum(drops) - round(sum(sizes) * sparsity))
+    assert missed <= max(sizes) / 4
+    assert report.sparsity == sum(drops) / sum(sizes) and (report.plan.cap, report.plan.target) == (None, sparsity)
+
+
+def test_the_linears_that_the_allocation_prunes_hardest_take_the_pattern():
+    _, _, plan = made(allocation="alphapruning", sparsity=0.3)
+    _, _, either = made(allocation="alphapruning", sparsity=0.3, pattern="dense|2:4")
+    shares = [drop / size for drop, size in zip(plan.drops, plan.sizes)]
+    within = [i for i, size in enumerate(plan.sizes) if size == max(plan.sizes)]  # of one size, the share decides alone
+    patterned = set(taken(either)) & set(within)
+    assert patterned and patterned != set(within)
+    assert min(shares[i] for i in patterned) >= max(shares[i] for i in set(within) - patterned)
+
+
+def test_equal_shares_take_the_pattern_in_order():
+    _, _, plan = made(allocation="uniform", sparsity=0.25, pattern="dense|2:4")
+    places = taken(plan)
+    assert places[0] == 0 and places[-1] < len(plan.sizes) - 1
+
+
+def test_a_plan_of_dense_or_a_pattern_is_read_followed_and_checked(tmp_path):
+    model, samples, plan = made(sparsity=0.3, pattern="dense|2:4")
+    path = plan.write(tmp_path / "plan.json")
+    assert plans.Plan.read(path) == plan
+    recipe = Recipe(sparsity=0.3, pattern="dense|2:4", allocation="uniform", tokens="all")
+    report = tamp.prune(model, samples, recipe, progress=False, plan=plan)
+    assert tuple(int(mask.sum()) for mask in zeros(model).values()) == plan.drops
+    assert report.recipe.allocation == "das" and report.recipe.pattern == "dense|2:4"
+    edited(path, lambda found: found["linears"][plan.linears[taken(plan)[0]]].update(dropped=plan.sizes[0] // 4))
+    with pytest.raises(UserError, match=r"give 0 or \d+ under dense\|2:4"):
+        plans.Plan.read(path)
+    plan.write(path)
+    edited(path, lambda found: [row.update(dropped=0) for row in found["linears"].values()])
+    with pytest.raises(UserError, match="more"):
+        plans.Plan.read(path)
+
+
+def test_a_level_of_dense_or_a_pattern_has_its_sparsity():
+    recipe = Recipe.spelled("tamp", "dense|2:4@0.3")
+    assert (recipe.pattern, recipe.sparsity) == ("dense|2:4", 0.3)
+    for wrong in ("dense|2:4", "dense|2:4@0.6", "dense|2:4@x", "dense|4:2@0.3", "2:4@0.3", "dense@0.3"):
+        with pytest.raises(UserError, match=r"needs a sparsity too|n:m|2:4 is a sparsity of 0.5|sparsity is a share"):
+            Recipe.spelled("tamp", wrong)

@@ -103,6 +103,18 @@ def test_what_is_shipped_is_small_and_met_its_bar(name, mean, weakest):
     assert min(accuracy.values()) >= weakest
 
 
+def test_recorded_fine_tuning_kept_every_zero_and_raised_accuracy():
+    for found in results.recorded("recovery")["models"].values():
+        for cell in found["cells"]:
+            assert cell["zeros"]["tuned"] == cell["zeros"]["pruned"] >= found["setup"]["sparsity"] - 1e-6
+            assert cell["tuned"]["accuracy"] > cell["pruned"]["accuracy"]
+
+
+def test_recorded_formats_without_a_minimum_kept_every_zero():
+    shares = {row["type"]: row["share"] for row in results.recorded("export_zeros")["rows"]}
+    assert all((share == 1) == (not name.endswith("_1")) for name, share in shares.items())
+
+
 def tracked() -> list[Path]:
     """Return every file of the project that git lists."""
     listed = subprocess.run(

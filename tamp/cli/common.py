@@ -22,7 +22,9 @@ def recipe_arguments(parser: argparse.ArgumentParser, *axes: str) -> None:
 
     parser.add_argument("--preset", default="tamp", help=f"{', '.join(PRESETS)} (default: tamp)")
     parser.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5)")
-    parser.add_argument("--pattern", help="n:m, such as 2:4, instead of a sparsity")
+    parser.add_argument(
+        "--pattern", help="n:m, such as 2:4, instead of a sparsity; or dense|n:m beside it, every matrix dense or n:m"
+    )
     for axis in axes:
         parser.add_argument(f"--{axis}", help=f"{', '.join(METHODS[axis])}, instead of the preset's")
     known = {"allocation_samples": SAMPLES}

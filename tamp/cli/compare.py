@@ -16,7 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="presets, perhaps with changes, such as das:tokens=text,das_cap=0.2 (default: magnitude wanda amia das tamp)",
     )
     parser.add_argument(
-        "--levels", nargs="+", default=["0.5"], help="sparsities and patterns, such as 0.5 2:4 (default: 0.5)"
+        "--levels",
+        nargs="+",
+        default=["0.5"],
+        help="sparsities and patterns, such as 0.5 2:4 'dense|2:4@0.3' (default: 0.5)",
     )
     parser.add_argument(
         "--calibration-seeds",

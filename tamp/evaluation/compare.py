@@ -95,7 +95,7 @@ def compare(
     Args:
         settings: what all cells share.
         methods: each a preset, perhaps with changes, see :meth:`tamp.Recipe.spelled`.
-        levels: sparsities in [0, 1), and patterns such as ``"2:4"``.
+        levels: sparsities in [0, 1), and patterns such as ``"2:4"`` or ``"dense|2:4@0.3"``.
         calibration_seeds: random seeds for drawing calibration samples, a run each.
         out: JSON file to record in.
         baseline: method that the others are compared with, question by question; Wanda by default, or the first where it

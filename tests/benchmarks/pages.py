@@ -10,6 +10,8 @@ import statistics
 from pathlib import Path
 
 import answers
+import cpu_speed
+import export_zeros
 import family_table
 import fuzz
 import method_tables
@@ -18,6 +20,7 @@ import pandas as pd
 import quality
 import real_lm
 import recording
+import recovery
 import search
 import update_search
 from matplotlib.figure import Figure
@@ -347,6 +350,12 @@ PAGES = {
     "book/families.md": {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
         "text": lambda: family_table.table(read("families")["families"], media=False),
+    },
+    "book/worth.md": {
+        "sizes": lambda: "",
+        "cpu": lambda: cpu_speed.table(read("cpu_speed")),
+        "export": lambda: export_zeros.table(read("export_zeros")),
+        "recovery": lambda: recovery.table(read("recovery")),
     },
     "data/README.md": {
         "training": lambda: training_table(training_record("mini-llava-next")),

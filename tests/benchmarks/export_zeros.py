@@ -1,0 +1,114 @@
+"""Which file formats keep the zeros of a pruned model exactly? Quantized by the formats' own packages, and read back.
+
+    pip install gguf onnx onnxruntime
+    python tests/benchmarks/export_zeros.py [--sparsity 0.5]
+
+The matrices are those of ``mini-llava-next``, pruned. A format keeps a zero if the number that is read back is exactly zero.
+"""
+
+import argparse
+import logging
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import recording
+import torch
+
+import tamp
+from tamp import models
+
+GGUF = ("F16", "BF16", "Q8_0", "Q5_0", "Q4_0", "Q5_1", "Q4_1")
+ONNX = {"float32": None, "int8": "QInt8", "uint8": "QUInt8"}
+WIDTH = 32
+"""Weights of a row that a block of GGUF holds; a matrix whose width it does not divide is left out."""
+
+
+def gguf_back(weight: np.ndarray, name: str) -> np.ndarray:
+    """Quantize a matrix as a GGUF file stores it, and read it back."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[name]
+    return gguf.quants.dequantize(gguf.quants.quantize(weight, kind), kind)
+
+
+def onnx_back(weight: np.ndarray, name: str) -> np.ndarray:
+    """Write a graph of one product with a matrix, quantize its weights with onnxruntime, and read them back."""
+    import onnx
+    from onnx import helper, numpy_helper
+    from onnxruntime import quantization
+
+    shapes = {"inputs": [1, weight.shape[1]], "outputs": [1, weight.shape[0]]}
+    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, shape) for end, shape in shapes.items()]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["inputs", "weight"], ["outputs"])],
+        "linear",
+        ends[:1],
+        ends[1:],
+        [numpy_helper.from_array(np.ascontiguousarray(weight.T), "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "linear.onnx"), Path(folder, "quantized.onnx")
+        onnx.save(model, before)
+        if ONNX[name]:
+            kind = getattr(quantization.QuantType, ONNX[name])
+            logging.disable(logging.WARNING)  # it advises to fold constants first, and there are none
+            quantization.quantize_dynamic(before, after, weight_type=kind)
+            logging.disable(logging.NOTSET)
+            before = after
+        stored = {each.name: numpy_helper.to_array(each) for each in onnx.load(before).graph.initializer}
+    if not ONNX[name]:
+        return stored["weight"].T
+    shift = stored["weight_zero_point"].astype(np.int32)
+    return (stored["weight_quantized"].astype(np.int32) - shift).T * stored["weight_scale"]
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Measure, and return what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--formats", nargs="+", default=["gguf", "onnx"])
+    parser.add_argument("--types", nargs="+", help="types of these formats (default: all)")
+    parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
+    options = parser.parse_args(arguments)
+    model, processor = tamp.load("mini-llava-next", device="cpu")
+    samples = tamp.calibration_set("mini-vqa", processor, 16)
+    tamp.prune(model, samples, tamp.Recipe.preset("wanda", sparsity=options.sparsity), progress=False)
+    weights = [matrix.weight.detach() for matrix in models.all_linears(model).values()]
+    weights = [weight.to(torch.float32).numpy() for weight in weights if weight.shape[1] % WIDTH == 0]
+    ways = {"gguf": (GGUF, gguf_back), "onnx": (tuple(ONNX), onnx_back)}
+    rows = []
+    for kind in options.formats:
+        for name in [name for name in ways[kind][0] if name in (options.types or ways[kind][0])]:
+            kept = zeros = 0
+            for weight in weights:
+                back = ways[kind][1](weight, name)
+                kept += int((back[weight == 0] == 0).sum())
+                zeros += int((weight == 0).sum())
+            rows.append(
+                {"file": kind.upper(), "type": name, "zeros": zeros, "kept": kept, "share": round(kept / zeros, 4)}
+            )
+    packages = {"gguf": ["gguf"], "onnx": ["onnx", "onnxruntime"]}
+    result = {
+        "model": "mini-llava-next",
+        "sparsity": options.sparsity,
+        "packages": {name: version(name) for kind in options.formats for name in packages[kind]},
+        "rows": rows,
+    }
+    recording.write("export_zeros", result, options.out)
+    return result
+
+
+def table(recorded: dict) -> str:
+    """Write the share of zeros that every format keeps."""
+    lines = ["| file | type | zeros that stay zero |", "|---|---|---|"]
+    lines += [f"| {row['file']} | {row['type']} | {row['share']:.1%} |" for row in recorded["rows"]]
+    made = ", ".join(f"{name} {number}" for name, number in recorded["packages"].items())
+    note = f"The {recorded['rows'][0]['zeros']:,} zeros of `{recorded['model']}` at {recorded['sparsity']:.0%}; {made}."
+    return "\n".join([*lines, "", note])
+
+
+if __name__ == "__main__":
+    print(table(main()))
