@@ -14,6 +14,7 @@ _HOMES = {
     "Settings": "evaluation.compare",
     "calibration_set": "conversations",
     "compare": "evaluation.compare",
+    "drop_experts": "experts",
     "evaluate": "evaluation",
     "load": "loading",
     "plan": "planning",
