@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 
 import answers
+import expert_table
 import family_table
 import method_tables
 import outliers
@@ -346,6 +347,7 @@ PAGES = {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
         "text": lambda: family_table.table(read("families")["families"], media=False),
     },
+    "book/experts.md": {"families": lambda: expert_table.table(read("expert_families")["families"])},
     "data/README.md": {
         "training": lambda: training_table(training_record("mini-llava-next")),
         "adapting": lambda: training_table(training_record("smol-llava-next")),
