@@ -15,6 +15,7 @@ _HOMES = {
     "Settings": "evaluation.compare",
     "calibration_set": "conversations",
     "compare": "evaluation.compare",
+    "drop_experts": "experts",
     "evaluate": "evaluation",
     "expand": "compact",
     "load": "loading",

@@ -263,19 +263,8 @@ def check_end(model: nn.Module, captured: Sequence[Captured]) -> None:
     Raises:
         UserError: if they differ by more than rounding.
     """
-    stack = list(models.blocks(model).values())
     for sample in one_of_each_kind(model, captured):
-        last = max(position for position, call in enumerate(sample.calls) if call is not None)
-        own = sample.hidden
-
-        def leave(module, args, output):
-            nonlocal own
-            own = hidden_of(output)
-            raise passes.Done
-
-        batch = models.to_model(model, sample.source)
-        with passes.hooks(stack[last].register_forward_hook(leave)), contextlib.suppress(passes.Done):
-            models.speaker(model)(**batch, use_cache=False)
+        own = own_end(model, sample)
         valid = sample.modality >= 0
         there, here = (sample.tokens(hidden)[valid].float() for hidden in (own, hidden_of(sample.returned)))
         if not there.isfinite().all():  # the walk says where that begins
@@ -286,6 +275,23 @@ def check_end(model: nn.Module, captured: Sequence[Captured]) -> None:
                 f"Walking {type(model).__name__} block by block ends {off:.1%} away from its own forward pass, so what is "
                 "measured on the way is not what the model computes; tamp does not support this model."
             )
+
+
+def own_end(model: nn.Module, sample: Captured) -> Tensor:
+    """Return what leaves the last block that a sample reaches, in the model's own forward pass."""
+    last = max(position for position, call in enumerate(sample.calls) if call is not None)
+    own = sample.hidden
+
+    def leave(module, args, output):
+        nonlocal own
+        own = hidden_of(output)
+        raise passes.Done
+
+    batch = models.to_model(model, sample.source)
+    watch = list(models.blocks(model).values())[last].register_forward_hook(leave)
+    with passes.hooks(watch), contextlib.suppress(passes.Done):
+        models.speaker(model)(**batch, use_cache=False)
+    return own
 
 
 def one_of_each_kind(model: nn.Module, captured: Sequence[Captured]) -> list[Captured]:

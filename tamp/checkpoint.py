@@ -39,7 +39,7 @@ def save(
         model: the model, pruned or not.
         processor: its processor or tokenizer; None to leave it out.
         folder: where to; must not exist unless ``overwrite``.
-        report: from :func:`tamp.prune`, recorded beside the weights in ``tamp.json`` and ``tamp.csv``.
+        report: of :func:`tamp.prune` or :func:`tamp.drop_experts`, recorded in ``tamp.json`` and ``tamp.csv``.
         overwrite: replace the folder.
         then: called with the finished temporary folder before it takes its place.
 

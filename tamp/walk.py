@@ -38,6 +38,7 @@ class Row:
         after: (T, d), what left it.
         places: ``{name: (t,)}`` for matrices that did not see the sequence as it is: the position in it of every token they
             saw, -1 for one that is not of the sequence.
+        gates: ``{name: (t,)}`` for the matrices of experts: what the expert's output is multiplied by for every token.
     """
 
     sample: int
@@ -49,6 +50,7 @@ class Row:
     before: Tensor
     after: Tensor
     places: dict[str, Tensor] = field(default_factory=dict)
+    gates: dict[str, Tensor] = field(default_factory=dict)
 
     def nbytes(self) -> int:
         """Return how much memory the inputs and outputs take, bytes; those that are the same tensor once."""
@@ -136,14 +138,15 @@ class Step:
                 parts = {name: tokens[name].of_row(row, shape[1]) for name in self.linears if name in tokens}
                 yield Row(
                     number,
-                    {name: inputs for name, (inputs, _, _) in parts.items() if len(inputs)},
-                    {name: outputs for name, (_, outputs, _) in parts.items() if len(outputs)},
+                    {name: inputs for name, (inputs, *_) in parts.items() if len(inputs)},
+                    {name: outputs for name, (_, outputs, *_) in parts.items() if len(outputs)},
                     codes,
                     sample.padded,
                     None if attention is None else attention[row],
                     entered[row],
                     left[row],
-                    {name: places for name, (_, _, places) in parts.items() if places is not None},
+                    {name: places for name, (_, _, places, _) in parts.items() if places is not None},
+                    {name: gates for name, (*_, gates) in parts.items() if gates is not None},
                 )
 
     @torch.no_grad()

@@ -24,23 +24,26 @@ class Seen:
         outputs: (B, T, out), or (n, out) with ``places``.
         places: None if the matrix saw the sequence as it is; else (n,), the place ``row * T + t`` of every token, or
             ``-1 - row`` for one that is not of the sequence.
+        gates: (n,), what an expert's output is multiplied by; None for matrices of no expert, or if that is not known.
     """
 
     inputs: Tensor
     outputs: Tensor
     places: Tensor | None = None
+    gates: Tensor | None = None
 
-    def of_row(self, row: int, length: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what one row of the batch holds: inputs (t, in), outputs (t, out), positions in the sequence (t,).
+    def of_row(self, row: int, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return what one row of the batch holds: inputs (t, in), outputs (t, out), positions and gates (t,).
 
         Positions are None for the sequence as it is, and -1 for tokens that are not of it.
         """
         if self.places is None:
-            return self.inputs[row], self.outputs[row], None
+            return self.inputs[row], self.outputs[row], None, None
         owner = torch.where(self.places < 0, -1 - self.places, self.places // length)
         mine = owner == row
         places = self.places[mine]
-        return self.inputs[mine], self.outputs[mine], torch.where(places < 0, -1, places % length)
+        gates = None if self.gates is None else self.gates[mine]
+        return self.inputs[mine], self.outputs[mine], torch.where(places < 0, -1, places % length), gates
 
 
 @contextlib.contextmanager
@@ -88,7 +91,7 @@ def matrix_tokens(block: nn.Module, found: dict[str, Matrix], batch: int, length
         inputs, *routing = (*args, *kwargs.values())
         module = modules[position]
         first, second = matrices.parameters_of(module)
-        for expert, rows in _routed(module, inputs, routing):
+        for expert, rows, gates in _routed(module, inputs, routing):
             places = rows
             if not routing:
                 places = rows % (batch * length)
@@ -97,7 +100,7 @@ def matrix_tokens(block: nn.Module, found: dict[str, Matrix], batch: int, length
             seen = _one_expert(module, expert, inputs.flatten(0, -2)[rows])
             for parameter, (entered, left) in zip((first, second), seen):
                 name = tensors[id(module)][parameter, expert]
-                calls.setdefault(name, []).append(Seen(entered, left, places))
+                calls.setdefault(name, []).append(Seen(entered, left, places, gates))
         return original(*args, **kwargs)
 
     tokens: dict[str, Seen] = {}
@@ -130,20 +133,23 @@ def _placed(inputs: Tensor, outputs: Tensor, batch: int, length: int) -> Seen:
     return Seen(flat, left, -1 - owner)
 
 
-def _routed(module: nn.Module, inputs: Tensor, routing: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Yield every expert that is reached, and the rows (n,) of its tokens among the inputs (..., in)."""
+def _routed(module: nn.Module, inputs: Tensor, routing: list[Tensor]) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Yield every expert that is reached, the rows (n,) of its tokens among the inputs (..., in), and their gates (n,)."""
     count = len(getattr(module, matrices.parameters_of(module)[0]))
     if routing:  # transformers' experts interface: inputs, chosen experts (n, k), their weights (n, k)
         chosen = routing[0].reshape(-1, routing[0].shape[-1])
+        weighed = len(routing) > 1 and routing[1].shape == routing[0].shape
         for expert in chosen.unique().tolist():
             if 0 <= expert < count:
-                yield expert, (chosen == expert).any(-1).nonzero().flatten()
-    else:  # laid out by expert, zero where a token is not routed to it
+                hit = chosen == expert
+                rows = hit.any(-1).nonzero().flatten()
+                yield expert, rows, (routing[1].reshape(hit.shape) * hit).sum(-1)[rows] if weighed else None
+    else:  # laid out by expert, zero where a token is not routed to it, and already multiplied by its weight
         laid = inputs.reshape(count, -1, inputs.shape[-1])
         for expert in range(count):
             rows = (laid[expert] != 0).any(-1).nonzero().flatten()
             if len(rows):
-                yield expert, rows + expert * laid.shape[1]
+                yield expert, rows + expert * laid.shape[1], inputs.new_ones(len(rows))
 
 
 def _one_expert(module: nn.Module, expert: int, inputs: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -195,7 +201,8 @@ def _joined(calls: dict[str, list[Seen]], whole: list[Tensor], count: int) -> di
                 if found is not None:
                     siblings[key] = places = found
             parts.append((each.inputs.flatten(0, -2), each.outputs.flatten(0, -2), places))
-        tokens[name] = Seen(*map(torch.cat, zip(*parts)))
+        gates = [each.gates for each in seen]
+        tokens[name] = Seen(*map(torch.cat, zip(*parts)), None if any(g is None for g in gates) else torch.cat(gates))
     return tokens
 
 
@@ -206,6 +213,8 @@ def find(rows: Tensor, whole: Tensor) -> Tensor | None:
     whole = whole.flatten(0, -2)
     along = torch.arange(1, rows.shape[-1] + 1, device=rows.device, dtype=torch.float64).sin()
     ordered, order = (whole.double() @ along).sort(stable=True)
-    at = torch.searchsorted(ordered, rows.double() @ along).clamp(max=len(order) - 1)
-    places = order[at]
+    sought = rows.double() @ along  # may differ in the last bits from that of the same row among others
+    after = torch.searchsorted(ordered, sought).clamp(max=len(order) - 1)
+    before = (after - 1).clamp(min=0)
+    places = order[torch.where(sought - ordered[before] < ordered[after] - sought, before, after)]
     return places if torch.equal(whole[places], rows) else None

@@ -37,6 +37,8 @@ CORE = (
 """The pruning core, low to high: a module imports only what stands before it."""
 
 WINGS = (
+    "shrinking",
+    "experts",
     "finetuning",
     "checkpoint",
     "verifying",

@@ -89,6 +89,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "prune": Command("prune a model and save it", "prune"),
+    "drop-experts": Command("drop whole experts of a model and save it, smaller and faster everywhere", "drop_experts"),
     "plan": Command(
         "decide how much of each linear to drop, and write it to a file; or compare two such files", "plan"
     ),

@@ -18,28 +18,43 @@ def device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def recipe_arguments(parser: argparse.ArgumentParser, *axes: str) -> None:
     """Add a preset, a level, a choice per axis, and every option that the tables list for these axes."""
-    from tamp.recipe import METHODS, PRESETS, SAMPLES
+    from tamp.recipe import PRESETS, SAMPLES
 
     parser.add_argument("--preset", default="tamp", help=f"{', '.join(PRESETS)} (default: tamp)")
     parser.add_argument("--sparsity", type=float, help="share of weights to drop (default: 0.5)")
     parser.add_argument(
         "--pattern", help="n:m, such as 2:4, instead of a sparsity; or dense|n:m beside it, every matrix dense or n:m"
     )
-    for axis in axes:
-        parser.add_argument(f"--{axis}", help=f"{', '.join(METHODS[axis])}, instead of the preset's")
-    known = {"allocation_samples": SAMPLES}
-    known |= {name: option for axis in axes for row in METHODS[axis].values() for name, option in row.options.items()}
-    for name, option in known.items():
-        kind = type(option.default)
-        choices = option.choices or None
-        said = f"{option.meaning} (default: {option.default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, choices=choices, help=said)
+    known = method_arguments(parser, *axes, otherwise="instead of the preset's", more={"allocation_samples": SAMPLES})
     parser.set_defaults(fields=("sparsity", "pattern", *axes, *known))
     parser.add_argument(
         "--allow-partial",
         action="store_true",
         help="prune a model that holds much of its decoder in something that tamp does not know, which stays dense",
     )
+    calibration_arguments(parser)
+
+
+def method_arguments(
+    parser: argparse.ArgumentParser, *axes: str, otherwise: str, more: dict | None = None
+) -> list[str]:
+    """Add a choice per axis and every option that the tables list for these axes; return the names of the options."""
+    from tamp.recipe import METHODS
+
+    for axis in axes:
+        parser.add_argument(f"--{axis}", help=f"{', '.join(METHODS[axis])}, {otherwise}")
+    known = dict(more or {})
+    known |= {name: option for axis in axes for row in METHODS[axis].values() for name, option in row.options.items()}
+    for name, option in known.items():
+        kind = type(option.default)
+        choices = option.choices or None
+        said = f"{option.meaning} (default: {option.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, choices=choices, help=said)
+    return list(known)
+
+
+def calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the calibration set, how many samples of it, and the seed of their draw."""
     parser.add_argument(
         "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"
     )

@@ -5,7 +5,7 @@ import argparse
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("folder", help="a folder that `tamp prune` saved")
+    parser.add_argument("folder", help="a folder that `tamp prune` or `tamp drop-experts` saved")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -14,7 +14,9 @@ def run(options: argparse.Namespace) -> None:
 
     manifest = tamp.verify(options.folder)
     report = manifest["report"]
-    print(
-        f"{options.folder}: {len(manifest['files'])} files as saved"
-        + (f", {report['sparsity']:.4%} of {report['weights']:,} pruned weights are zero" if report else "")
-    )
+    said = ""
+    if report and "sparsity" in report:
+        said = f", {report['sparsity']:.4%} of {report['weights']:,} pruned weights are zero"
+    elif report:
+        said = f", {report['experts']['now']} of {report['experts']['before']} experts per layer"
+    print(f"{options.folder}: {len(manifest['files'])} files as saved{said}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import answers
 import cpu_speed
+import expert_table
 import export_zeros
 import family_table
 import fuzz
@@ -357,6 +358,7 @@ PAGES = {
         "export": lambda: export_zeros.table(read("export_zeros")),
         "recovery": lambda: recovery.table(read("recovery")),
     },
+    "book/experts.md": {"families": lambda: expert_table.table(read("expert_families")["families"])},
     "data/README.md": {
         "training": lambda: training_table(training_record("mini-llava-next")),
         "adapting": lambda: training_table(training_record("smol-llava-next")),
