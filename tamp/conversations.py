@@ -2,18 +2,18 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import logging
-import zlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from PIL import Image
 
-from tamp import records
+from tamp import calibration_sources, records
 from tamp.checkpoint import MANIFEST
 from tamp.errors import UserError
 from tamp.records import Question, dialogue
@@ -37,32 +37,68 @@ _PARTS = {
 log = logging.getLogger(__name__)
 
 
-def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128, seed: int = 42) -> list[dict]:
+def calibration_set(
+    source: str | Path | Mapping[str, float] | Sequence[dict],
+    processor,
+    n: int = 128,
+    seed: int = 42,
+    *,
+    filter: Mapping[str, str] | None = None,
+    balance: Sequence[str] = (),
+    min_tokens: int = 0,
+    max_tokens: int | None = None,
+    media: str | Path | None = None,
+) -> list[dict]:
     """Make calibration samples: conversations with their answers, as the processor's outputs.
 
     Args:
-        source: a shipped set, one of ``SETS``; a ``.jsonl`` or ``.json`` file; a folder saved by ``datasets``; or a list of
-            processor outputs, which is taken as it is. A record of a file holds either ``conversations`` (LLaVA's format,
+        source: a shipped set, one of ``SETS``; a data set of the hub (``"lmms-lab/LLaVA-NeXT-Data"``), which is streamed,
+            or the folder of a local copy; a setting of the paper (``calibration_sources.PAPER``); a ``.jsonl`` or
+            ``.json`` file, or a folder of these; a folder saved by ``datasets``; a mix of these, ``{source: share}``; or a
+            list of processor outputs, which is taken as it is. A record holds either ``conversations`` (LLaVA's format,
             turns ``{"from": "human" | "gpt", "value": ...}``, with a mark such as ``<video>`` where something belongs) or
             ``question`` and ``answer``, as in :func:`questions`; beside them ``image``, ``video`` and ``audio``, or
             ``images``, ``videos`` and ``audios`` (paths relative to the file; for pictures what :func:`tamp.records.picture`
-            takes). Or it holds just ``text``.
+            takes), or ``video_id``, the name of a video below ``media``. Or it holds just ``text``.
         processor: of the model to prune.
-        n: how many samples to draw; all of them if there are fewer.
+        n: how many samples to draw; all of them if there are fewer. A mix has exactly its shares of them, by largest
+            remainder.
         seed: of the draw; shipped sets make other questions for another seed.
+        filter: column to the value that a record must have there; ``*`` stands for anything.
+        balance: kinds of records of which there are to be equally many, see :func:`tamp.calibration_sources.kind`.
+        min_tokens: leave out samples that are shorter.
+        max_tokens: leave out samples that are longer.
+        media: folder that holds pictures, videos and sounds, if they do not lie beside the records.
 
     Returns:
         A list of processor outputs with tensors, one conversation each.
 
     Raises:
-        UserError: if there is no such set, it is empty, a record, a picture, a video, a sound, ``n`` or ``seed`` is not
-            right, or the model does not take what is in it.
+        UserError: if there is no such set, it is empty, a record, a picture, a video, a sound, ``n``, ``seed`` or another
+            option is not right, or the model does not take what is in it.
     """
     if n < 1:
         raise UserError(f"A calibration set needs at least one sample, not n={n}.")
     if seed < 0:
         raise UserError(f"A seed is a whole number from 0 on, not {seed}.")
-    if not isinstance(source, str | Path):
+    if max_tokens is not None and max_tokens < max(min_tokens, 1):
+        raise UserError(f"No sample has at least {min_tokens} and at most {max_tokens} tokens: change one of them.")
+    chosen = {"filter": filter, "balance": balance, "media": media}
+    limits = {"min_tokens": min_tokens, "max_tokens": max_tokens}
+    if isinstance(source, Mapping):
+        counts = calibration_sources.shares(source, n)
+        made = {
+            name: calibration_set(name, processor, count, seed, **chosen, **limits)
+            for name, count in counts.items()
+            if count
+        }
+        return calibration_sources.interleave(made, seed)
+    ready = not isinstance(source, str | Path)
+    if (ready or source in SETS) and (
+        idle := next((name for name, given in {**chosen, **limits}.items() if given), "")
+    ):
+        raise UserError(f"{idle} has no effect on {'samples' if ready else 'a shipped set'}: leave it out.")
+    if ready:
         samples = list(source)[:n]
         if not samples:
             raise UserError("The calibration set is empty.")
@@ -70,18 +106,26 @@ def calibration_set(source: str | Path | Sequence[dict], processor, n: int = 128
     if source in SETS:
         asked = _shipped(source, n, seed, "calibration")
         return [process(processor, dialogue(each.text, each.answer, **each.media)) for each in asked]
-    found = records.read(source, "calibration set", SETS)
-    order = np.random.default_rng([zlib.crc32(b"calibration"), seed]).permutation(len(found))[:n]
-    if len(found) < n:
-        log.warning("%s holds %d samples, fewer than the %d asked for: all are used", source, len(found), n)
-    drawn = {number: records.conversation(found[number], Path(source)) for number in order}
-    for number, messages in drawn.items():
-        with records.numbered(number):
-            render(processor, messages)  # which refuses what the model does not take, before a video is decoded
+    drawn = calibration_sources.drawn(source, n, seed, SETS, **chosen)
+    made = ((record["_number"], records.conversation(record, where)) for record, where in drawn)
+    if not min_tokens and max_tokens is None:
+        made = list(itertools.islice(made, n))
+        for number, messages in made:
+            with records.numbered(number):
+                render(processor, messages)  # which refuses what the model does not take, before a video is decoded
     samples = []
-    for number, messages in drawn.items():
+    for number, messages in made:
         with records.numbered(number):
-            samples.append(process(processor, messages))
+            sample = process(processor, messages)
+        if min_tokens <= sample["input_ids"].shape[1] <= (max_tokens or math.inf):
+            samples.append(sample)
+        if len(samples) == n:
+            return samples
+    if not samples:
+        raise UserError(
+            f"{source} holds no sample of {min_tokens} to {max_tokens or 'any number of'} tokens: change these."
+        )
+    log.warning("%s holds %d samples, fewer than the %d asked for: all are used", source, len(samples), n)
     return samples
 
 

@@ -36,7 +36,18 @@ CORE = (
 )
 """The pruning core, low to high: a module imports only what stands before it."""
 
-WINGS = ("media", "records", "worlds", "videollama2", "zoo", "conversations", "loading", "evaluation", "cli")
+WINGS = (
+    "media",
+    "records",
+    "calibration_sources",
+    "worlds",
+    "videollama2",
+    "zoo",
+    "conversations",
+    "loading",
+    "evaluation",
+    "cli",
+)
 """Everything else, low to high too; a folder's modules may import each other, but not in a circle."""
 
 LADDER = (*CORE, *WINGS)

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations, plans
+    from tamp import plans
 
     if options.model[0] == "diff" and len(options.model) == 3:
         first, second = map(tamp.Plan.read, options.model[1:])
@@ -33,10 +33,10 @@ def run(options: argparse.Namespace) -> None:
     (model,) = options.model
     recipe = common.recipe_of(options)
     needed = recipe.allocation_needs_samples
-    source = conversations.own_set(model, options.calibration, "--calibration") if needed else ""
+    source, chosen = common.calibration_source(options, model) if needed else ("", {})
     model, processor = tamp.load(model, options.device, options.dtype)
     n = min(options.n_samples, recipe.allocation_samples or options.n_samples)
-    samples = tamp.calibration_set(source, processor, n, options.calibration_seed) if needed else None
+    samples = tamp.calibration_set(source, processor, n, options.calibration_seed, **chosen) if needed else None
     made = tamp.plan(model, samples, recipe, progress=common.bars(), allow_partial=options.allow_partial)
     print(made)
     print(f"written to {made.write(options.out)}")

@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations, files
+    from tamp import files
 
     plan, fixed = None, {}
     if options.plan:
@@ -31,9 +31,10 @@ def run(options: argparse.Namespace) -> None:
     recipe = common.recipe_of(options, **fixed)
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
-    source = conversations.own_set(options.model, options.calibration, "--calibration") if needed else ""
+    source, chosen = common.calibration_source(options, options.model) if needed else ("", {})
     model, processor = tamp.load(options.model, options.device, options.dtype)
-    samples = tamp.calibration_set(source, processor, options.n_samples, options.calibration_seed) if needed else None
+    n, seed = options.n_samples, options.calibration_seed
+    samples = tamp.calibration_set(source, processor, n, seed, **chosen) if needed else None
     report = tamp.prune(model, samples, recipe, progress=common.bars(), plan=plan, allow_partial=options.allow_partial)
     print(report)
     print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
