@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,24 +25,35 @@ def difference(points, base) -> tuple[float, float, float]:
 
 
 def retention(points, base) -> tuple[float, float, float]:
-    """Return the mean of ``points`` in per cent of that of ``base``, with its interval; NaN where base has no point.
+    """Return the mean of ``points`` in per cent of that of ``base``, with its interval; NaN where base has no point."""
+    return mean_retention([(points, base)])
 
-    Questions are drawn together for both, and a draw in which base has no point counts as no information.
+
+def mean_retention(couples: Sequence[tuple]) -> tuple[float, float, float]:
+    """Return the mean of several benchmarks' retentions, with its interval; NaN where a base has no point.
+
+    The questions of a benchmark are drawn together for both models. A draw in which a base has no point does not count.
+
+    Args:
+        couples: ``(points, base)`` of each benchmark, (n,) each, in the same order of questions.
     """
-    points, base = np.asarray(points, float), np.asarray(base, float)
-    if not base.sum():
-        return math.nan, math.nan, math.nan
-    weights = _weights(len(base))
-    under = weights @ base  # (draws,)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = 100 * (weights @ points) / under
-    return 100 * float(points.sum() / base.sum()), *_interval(ratios[under > 0])
+    exact, drawn = [], []
+    for stream, (points, base) in enumerate(couples):
+        points, base = np.asarray(points, float), np.asarray(base, float)
+        if not base.sum():
+            return math.nan, math.nan, math.nan
+        weights = _weights(len(base), stream)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn.append(100 * (weights @ points) / (weights @ base))  # (DRAWS,)
+        exact.append(100 * float(points.sum() / base.sum()))
+    ratios = np.mean(drawn, axis=0)
+    return float(np.mean(exact)), *_interval(ratios[np.isfinite(ratios)])
 
 
 @functools.lru_cache(maxsize=4)
-def _weights(n: int) -> np.ndarray:
+def _weights(n: int, stream: int = 0) -> np.ndarray:
     """Draw how often each of n questions counts in each bootstrap sample, as shares, (DRAWS, n)."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS) / n
+    return np.random.default_rng(stream).multinomial(n, np.full(n, 1 / n), DRAWS) / n
 
 
 def _interval(drawn: np.ndarray) -> tuple[float, float]:
