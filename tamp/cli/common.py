@@ -113,10 +113,15 @@ def samples_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def question_arguments(parser: argparse.ArgumentParser, default: int | None, usual: str) -> None:
+def question_arguments(parser: argparse.ArgumentParser, default: int | None, usual: str, several: bool = False) -> None:
     """Add which questions are asked, and how many."""
+    what = (
+        "shipped sets, files of questions or published benchmarks"
+        if several
+        else "a shipped set or a file of questions"
+    )
     parser.add_argument(
-        "--benchmark", help="a shipped set or a file of questions (default: the set of a shipped model)"
+        "--benchmark", nargs="+" if several else None, help=f"{what} (default: the set of a shipped model)"
     )
     parser.add_argument(
         "--n-questions", "--limit", type=int, default=default, help=f"number of questions (default: {usual})"
