@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+import tamp
 from tamp import cli
 from tamp.evaluation import benchmarks, paired, retention_table
 from tamp.evaluation.compare import DENSE
@@ -121,3 +123,21 @@ def test_what_cannot_be_run_is_refused_before_work(change, message, tmp_path, ca
     monkeypatch.setattr(benchmarks, "answers", None)
     assert cli.main([*LINE.split(), "--out", str(tmp_path / "new"), *change]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_several_models_are_evaluated_and_compared_on_the_same_questions(tmp_path, capsys, mini):
+    model, processor = mini
+    tamp.prune(model, None, tamp.Recipe.preset("magnitude", sparsity=0.8), progress=False)
+    tamp.save(model, processor, tmp_path / "pruned")
+    line = ["evaluate", "mini-llava-next", str(tmp_path / "pruned"), "--benchmark", "mini-vqa", "pope", "--limit", "6"]
+    line += ["--data", str(DATA), "--no-likelihood", "--device", "cpu", "--out", str(tmp_path / "scores.csv")]
+    assert cli.main(line) == 0
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    means = {key: (every["accuracy"] * every["n"]).sum() / 6 for key, every in scores.groupby(["model", "benchmark"])}
+    said = capsys.readouterr().out.split("on the same questions (points)")[1].split("\n")
+    for name in ("mini-vqa", "pope"):
+        (row,) = (line.split() for line in said if line.strip().startswith(name))
+        gain = 100 * (means[str(tmp_path / "pruned"), name] - means["mini-llava-next", name])
+        assert row[2] == "6" and float(row[3]) == pytest.approx(gain, abs=0.051)
+    assert cli.main(["evaluate", "m", "m", "--benchmark", "pope"]) == 2
+    assert "named twice" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``tamp evaluate``: evaluate a model on one benchmark or several."""
+"""``tamp evaluate``: evaluate models on one benchmark or several, and compare them question by question."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,7 @@ from tamp.errors import UserError
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     common.model_arguments(parser)
+    parser.add_argument("others", nargs="*", help="further models, such as pruned versions, compared with the first")
     common.question_arguments(parser, None, "1000 of a shipped set, all of anything else", several=True)
     parser.add_argument("--out", help="also write the table as CSV")
     published = parser.add_argument_group("published benchmarks")
@@ -43,27 +44,65 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         evaluating.check_name(name)
     published = _options(options, names)
-    model, processor = tamp.load(options.model, options.device, options.dtype)
-    for name, known in published.items():
-        benchmarks.check(processor, name, known.get("protocol"), known.get("frames"))
-    tables = {}
-    for name in names:
-        of_it = published.get(name, {})
-        scores = tamp.evaluate(
-            model, processor, name, options.n_questions, options.question_seed, common.bars(), **of_it
-        )
-        tables[name] = scores
-        if len(names) > 1:
-            print(f"{name}\n")
-        form = benchmarks.in_per_cent if name in published else scoring.in_per_cent
-        print(form(scores).to_string(index=False))
-        if "f1" in scores.attrs:
-            print(f"F1 {100 * scores.attrs['f1']:.1f}")
-        if len(names) > 1:
-            print()
+    models = [options.model, *options.others]
+    if len(set(models)) < len(models):
+        raise UserError("A model is named twice: leave one out.")
+    tables, points = {}, {}
+    for place in models:
+        if len(models) > 1:
+            print(f"{place}\n")
+        model, processor = tamp.load(place, options.device, options.dtype)
+        for name, known in published.items():
+            benchmarks.check(processor, name, known.get("protocol"), known.get("frames"))
+        for name in names:
+            asked = (model, processor, name, options.n_questions)
+            if name in published:
+                of_it = dict(published[name])
+                if "recorded" in of_it and len(models) > 1:
+                    folder = f"{models.index(place)}-{Path(place).name}"
+                    of_it["recorded"] = of_it["recorded"].parent / folder / of_it["recorded"].name
+                scored = benchmarks.answers(*asked, progress=common.bars(), **of_it)
+                scores, form = benchmarks.summarise(scored), benchmarks.in_per_cent
+                points[place, name] = scored.fillna({"configuration": ""}).set_index(["configuration", "number"])[
+                    "score"
+                ]
+            else:
+                scored = scoring.answers(*asked, options.question_seed, common.bars())
+                scores, form = scoring.summarise(scored), scoring.in_per_cent
+                points[place, name] = scored["correct"].astype(float)
+            tables[place, name] = scores
+            if len(names) > 1:
+                print(f"{name}\n")
+            print(form(scores).to_string(index=False))
+            if "f1" in scores.attrs:
+                print(f"F1 {100 * scores.attrs['f1']:.1f}")
+            if len(names) > 1 or len(models) > 1:
+                print()
+        del model
+    if len(models) > 1:
+        print(f"Difference to {models[0]} on the same questions (points)\n")
+        print(_differences(points, models, names).round(1).to_string(index=False))
     if options.out:
-        whole = pd.concat(tables, names=["benchmark"]).reset_index("benchmark") if len(tables) > 1 else scores
-        whole.to_csv(options.out, index=False)
+        whole = pd.concat(tables, names=["model", "benchmark"]).reset_index(["model", "benchmark"])
+        alike = [column for column, every in (("model", models), ("benchmark", names)) if len(every) == 1]
+        whole.drop(columns=alike).to_csv(options.out, index=False)
+
+
+def _differences(points: dict, models: list[str], names: list[str]):
+    """Compare every model with the first, benchmark by benchmark, on the questions that both were asked."""
+    import pandas as pd
+
+    from tamp.evaluation import paired
+
+    rows = []
+    for name in names:
+        for place in models[1:]:
+            both = pd.concat([points[place, name], points[models[0], name]], axis=1, join="inner").to_numpy()
+            gain, low, high = paired.difference(both[:, 0], both[:, 1])
+            rows.append(
+                {"benchmark": name, "model": place, "n": len(both), "difference": gain, "low": low, "high": high}
+            )
+    return pd.DataFrame(rows)
 
 
 def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:

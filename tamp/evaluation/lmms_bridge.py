@@ -1,6 +1,6 @@
 """tamp as a model of lmms-eval: ``--model tamp --model_args pretrained=DIR`` for any model that :func:`tamp.load` loads.
 
-lmms-eval finds it by the entry point ``lmms_eval.models``; nothing else of tamp imports this file, which needs lmms-eval.
+lmms-eval finds it by the entry point ``lmms_eval.models`` (:mod:`tamp.evaluation.lmms_entry`). This file needs lmms-eval.
 The interface is the one that lmms-eval calls simple. Whatever fails raises: no answer is left empty in place of an error.
 """
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from tamp import conversations, loading, media, models, records
@@ -25,11 +24,6 @@ SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
 
 MOST_TOKENS = 1024
 """Of an answer, where a task does not say."""
-
-
-def manifests() -> list[ModelManifest]:
-    """Return what lmms-eval's registry reads of this package."""
-    return [ModelManifest(model_id="tamp", simple_class_path=f"{__name__}.TampModel")]
 
 
 class TampModel(lmms):

@@ -14,7 +14,13 @@ from lmms_eval import evaluator
 
 from tamp.evaluation import results
 
-PAIRS = (("pred_answer", "gt_answer"), ("pred_answer", "answer"), ("pred", "ground_truth"), ("parsed_pred", "answer"))
+PAIRS = (
+    ("pred_answer", "gt_answer"),
+    ("pred_answer", "answer"),
+    ("pred", "ground_truth"),
+    ("pred", "answer"),
+    ("parsed_pred", "answer"),
+)
 """Fields in which tasks write an answer as they read it, and the right one."""
 
 
