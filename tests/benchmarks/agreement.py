@@ -17,9 +17,7 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path
 
-import pyarrow.parquet
 import recording
-import tiny_videollama2
 
 import tamp
 from tamp.evaluation import benchmarks
@@ -154,6 +152,7 @@ def lay_out(home: Path) -> None:
 def local(name: str, task_name: str, configuration: str | None, kept: list[int], folder: Path) -> dict:
     """Return a task of lmms-eval over a fixture's records, whose media columns are named as such, as on the hub."""
     import datasets
+    import pyarrow.parquet
 
     known = benchmarks.TABLE[name]
     files = Source(name, known, FIXTURES / name).tables(configuration)
@@ -202,6 +201,8 @@ def theirs(model, tasks: list[dict]) -> dict:
 
 def compare(names: list[str], limit: int | None, home: Path) -> dict:
     """Compare benchmarks, and return what is recorded of each."""
+    sys.path.insert(0, str(recording.ROOT / "tests"))
+    import tiny_videollama2
     from lmms_eval.api.model import lmms
 
     from tamp.evaluation import lmms_bridge

@@ -9,6 +9,7 @@ import math
 import statistics
 from pathlib import Path
 
+import agreement
 import answers
 import family_table
 import method_tables
@@ -338,6 +339,7 @@ PAGES = {
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
+    "book/lmms_eval.md": {"agreement": lambda: agreement.table(read("agreement"))},
     "book/methods.md": {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
