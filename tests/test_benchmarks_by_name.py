@@ -145,6 +145,22 @@ def first(name: str, configuration: str | None = None) -> benchmarks.Asked:
     return known.read(record, configuration or "")
 
 
+def test_the_repositories_are_the_published_ones():
+    assert {name: (row.hub, row.split) for name, row in TABLE.items()} == {
+        "textvqa": ("lmms-lab/textvqa", "validation"),
+        "mvbench": ("OpenGVLab/MVBench", "train"),
+        "videomme": ("lmms-lab/Video-MME", "test"),
+        "nextqa": ("lmms-lab/NExTQA", "test"),
+        "egoschema": ("lmms-lab/egoschema", "test"),
+        "muirbench": ("MUIRBENCH/MUIRBENCH", "test"),
+        "blink": ("BLINK-Benchmark/BLINK", "val"),
+        "clothoaqa": ("lmms-lab/ClothoAQA", "clotho_aqa_test_filtered"),
+        "vocalsound": ("lmms-lab/vocalsound", "test"),
+        "pope": ("lmms-lab/POPE", "test"),
+    }
+    assert len(TABLE["mvbench"].configurations) == 20 and len(TABLE["blink"].configurations) == 14
+
+
 def test_the_prompts_are_the_published_ones():
     one = benchmarks.Asked(question="What is it?", options=("a dog", "a cat"), right="A")
 

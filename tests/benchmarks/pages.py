@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 
 import answers
+import benchmark_table
 import family_table
 import method_tables
 import outliers
@@ -338,6 +339,7 @@ PAGES = {
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
+    "book/benchmarks.md": {"benchmarks": benchmark_table.table},
     "book/methods.md": {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
