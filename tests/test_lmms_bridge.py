@@ -95,16 +95,20 @@ def test_a_failed_answer_is_not_an_empty_one(textvqa):
         answer(model, "what color is it ?")
 
 
-def test_pictures_stand_at_their_marks_or_before_the_question():
-    found = {"images": [pictures.questions(1, seed=0)[0].images[0]] * 2, "videos": [], "audios": []}
+def test_a_question_is_asked_as_the_task_writes_it(monkeypatch):
+    """Blanks at the end stay, and pictures stand at their marks."""
+    model = lmms_bridge.TampModel("mini-llava-next", device="cpu")
+    asked, process = [], conversations.process
 
-    def order(context):
-        return [part["type"] for part in records.parts_of(lmms_bridge._messages(context, found))]
+    def watch(processor, messages, prompt):
+        asked.append([part.get("text", part["type"]) for part in records.parts_of(messages)])
+        return process(processor, messages, prompt)
 
-    assert order("which ?") == ["image", "image", "text"]
-    assert order("is <image> or <image> larger ?") == ["text", "image", "text", "image", "text"]
-    with pytest.raises(UserError, match="1 <image> marks for 2 images"):
-        lmms_bridge._messages("is <image> larger ?", found)
+    monkeypatch.setattr(conversations, "process", watch)
+    one, other = pictures.questions(2, seed=0)
+    answer(model, "what color is it ?\n", one.images[0])
+    answer(model, "is <image> or <image> red ?", one.images[0], other.images[0])
+    assert asked == [["image", "what color is it ?\n"], ["is", "image", "or", "image", "red ?"]]
 
 
 def test_videos_and_sounds_are_seen_and_heard(listens):

@@ -72,7 +72,7 @@ class TampModel(lmms):
         given = visuals_of(self.task_dict[task][split][number])
         with tempfile.TemporaryDirectory() as scratch:
             found = _sorted(given if isinstance(given, list | tuple) else [given], Path(scratch))
-            messages = _messages(context, found)
+            messages = records.dialogue(context, None, **found)  # media at their marks in the text, or before it
             inputs = conversations.process(self.processor, messages, prompt=True)
         inputs = models.to_model(self.model, inputs)
         warm = {name: settings.get(name) for name in ("temperature", "top_p") if settings.get("temperature")}
@@ -131,12 +131,3 @@ def _sound(given: Any, target: Path) -> Path:
 
     soundfile.write(target.with_suffix(".wav"), media.resample(wave, int(rate)), media.RATE, subtype="FLOAT")
     return target.with_suffix(".wav")
-
-
-def _messages(context: str, found: dict[str, list]) -> list[dict[str, Any]]:
-    """Write a question as chat messages: media at the marks in it, or before it, kind by kind, where it has no marks."""
-    text = context
-    for kind in reversed(records.KINDS):
-        if found[f"{kind}s"] and f"<{kind}>" not in context:
-            text = f"<{kind}>\n" * len(found[f"{kind}s"]) + text
-    return records.conversation({"conversations": [{"from": "human", "value": text}], "_number": 0, **found}, Path("/"))

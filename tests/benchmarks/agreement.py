@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import recording
@@ -199,8 +200,8 @@ def theirs(model, tasks: list[dict]) -> dict:
     return found
 
 
-def compare(names: list[str], limit: int | None, home: Path) -> dict:
-    """Compare benchmarks, and return what is recorded of each."""
+def compare(names: list[str], limit: int | None, home: Path) -> Iterator[tuple[str, dict]]:
+    """Compare benchmarks: yield the name of each and what is recorded of it."""
     sys.path.insert(0, str(recording.ROOT / "tests"))
     import tiny_videollama2
     from lmms_eval.api.model import lmms
@@ -222,7 +223,6 @@ def compare(names: list[str], limit: int | None, home: Path) -> dict:
 
     tamp.save(tiny_videollama2.build(), tiny_videollama2.processor(), home / "tiny")
     models: dict[str, tuple] = {}
-    made = {}
     for name in names:
         known = benchmarks.TABLE[name]
         asked = questions(name)
@@ -260,20 +260,21 @@ def compare(names: list[str], limit: int | None, home: Path) -> dict:
         ]
         unit = 100 if name in IN_PER_CENT else 1
         sizes = {task_name: len(every) for task_name, every in by_task.items()}
-        made[name] = {
-            "title": known.title,
-            "n": len(rows),
-            "same_prompts": sum(same for same, *_ in rows),
-            "same_scores": sum(one == other for *_, one, other in rows),
-            "ours": round(sum(one for *_, one, _ in rows) / len(rows), 4),
-            "lmms_eval": round(sum(scored[each][0] * size for each, size in sizes.items()) / unit / len(rows), 4),
-            "different": different,
-            "model": Path(source).name,
-            "same_answers": sum(one == other for one, other in pairs),
-            "reason": REASONS.get(name, ""),
-        }
-        print(name, json.dumps(made[name]), file=sys.stderr, flush=True)
-    return made
+        yield (
+            name,
+            {
+                "title": known.title,
+                "n": len(rows),
+                "same_prompts": sum(same for same, *_ in rows),
+                "same_scores": sum(one == other for *_, one, other in rows),
+                "ours": round(sum(one for *_, one, _ in rows) / len(rows), 4),
+                "lmms_eval": round(sum(scored[each][0] * size for each, size in sizes.items()) / unit / len(rows), 4),
+                "different": different,
+                "model": Path(source).name,
+                "same_answers": sum(one == other for one, other in pairs),
+                "reason": REASONS.get(name, ""),
+            },
+        )
 
 
 def table(record: dict) -> str:
@@ -307,8 +308,12 @@ def main(arguments: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.update(HF_HOME=scratch, HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=f"{scratch}/cache")
         lay_out(Path(scratch))
-        made = {"lmms_eval": "0.7.3", "benchmarks": compare(options.benchmarks, options.limit, Path(scratch))}
-    recording.write(NAME, made, Path(options.out))
+        found = {}
+        for name, one in compare(options.benchmarks, options.limit, Path(scratch)):
+            found[name] = one
+            ordered = {name: found[name] for name in benchmarks.TABLE if name in found}
+            made = {"lmms_eval": "0.7.3", "benchmarks": ordered}
+            recording.write(NAME, made, Path(options.out))
     return made
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import agreement
 import answers
+import benchmark_table
 import family_table
 import method_tables
 import outliers
@@ -340,6 +341,7 @@ PAGES = {
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
     "book/lmms_eval.md": {"agreement": lambda: agreement.table(read("agreement"))},
+    "book/benchmarks.md": {"benchmarks": benchmark_table.table},
     "book/methods.md": {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},

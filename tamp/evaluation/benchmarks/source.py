@@ -9,6 +9,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,7 +39,7 @@ class Source:
     """
 
     def __init__(self, name: str, row: Published, data: str | Path | None = None):
-        self.name, self.row = name, row
+        self.name, self.row, self.hub = name, row, data is None
         self.said = str(data) if data is not None else f"the hub repository {row.hub}"
         if data is None:
             import huggingface_hub
@@ -67,12 +68,12 @@ class Source:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # huggingface_hub, httpx, pyarrow and zipfile raise a dozen kinds
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"{self.row.title} cannot be read from {self.said}: {first} A copy can be made with "
-                f"hf download {self.row.hub} --repo-type dataset --revision {self.row.revision} --local-dir DIR, "
-                "and given with data=, --data."
-            ) from error
+            first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            copy = f"hf download {self.row.hub} --repo-type dataset --revision {self.row.revision} --local-dir DIR"
+            hint = (
+                f"Try again, or make a copy ({copy}) and give it with data=, --data." if self.hub else "Copy it again."
+            )
+            raise UserError(f"{self.row.title} cannot be read from {self.said}: {first}. {hint}") from error
 
     def tables(self, configuration: str | None) -> list[str]:
         """List the files that hold a configuration's records.
@@ -110,11 +111,12 @@ class Source:
         """
         number = 0
         for path in self.tables(configuration):
+            if number == first:
+                return
             rows = self._parquet(path) if path.endswith(".parquet") else self._json(path)
+            left = None if first is None else first - number
             with contextlib.closing(rows):
-                for record in rows:
-                    if first is not None and number >= first:
-                        return
+                for record in islice(rows, left):
                     yield {**record, "_number": number}
                     number += 1
 

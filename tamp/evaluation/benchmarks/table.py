@@ -174,8 +174,8 @@ TABLE = {
         source="Wang et al. 2024, arXiv 2406.09411",
     ),
     "blink": Published(
-        title="asking.BLINK",
-        hub="asking.BLINK-Benchmark/asking.BLINK",
+        title="BLINK",
+        hub="BLINK-Benchmark/BLINK",
         split="val",
         configurations=tuple(asking.BLINK),
         kind="image",
