@@ -13,7 +13,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Report": "report",
     "Settings": "evaluation.compare",
-    "calibration_set": "conversations",
+    "calibration_set": "calibration",
     "compare": "evaluation.compare",
     "drop_experts": "experts",
     "evaluate": "evaluation",

@@ -3,24 +3,21 @@
 import ctypes
 import importlib
 import inspect
-import itertools
 import logging
 import os
 import threading
-import zlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from PIL import Image
 
-from tamp import reading, records
+from tamp import records
 from tamp.checkpoint import MANIFEST, read_manifest
 from tamp.errors import UserError, whole
-from tamp.reading import Place, Skipped, place_of, told
-from tamp.records import Question, dialogue
+from tamp.reading import Skipped, place_of, told
+from tamp.records import Question
 from tamp.zoo import MODELS
 
 SETS = {"mini-vqa": "pictures", "smol-vqa": "pictures", "facts": "facts", "smol-avqa": "clips"}
@@ -42,86 +39,6 @@ TEMPLATE_SECONDS = 60
 """How long a chat template may take for one conversation; usual ones take a millisecond."""
 
 log = logging.getLogger(__name__)
-
-
-class Samples(list):
-    """Calibration samples.
-
-    Attributes:
-        skipped: the records that could not be used, :class:`tamp.reading.Skipped` each; empty unless they are to be skipped.
-    """
-
-    skipped: Sequence[Skipped] = ()
-
-
-def calibration_set(
-    source: str | Path | Sequence[dict], processor, n: int = 128, seed: int = 42, on_error: str = "raise"
-) -> Samples:
-    """Make calibration samples: conversations with their answers, as the processor's outputs.
-
-    Args:
-        source: a shipped set, one of ``SETS``; a ``.jsonl`` or ``.json`` file; a folder saved by ``datasets``; a list of
-            records; or a list of processor outputs, which is taken as it is. A record holds either ``conversations``
-            (LLaVA's format, turns ``{"from": "human" | "gpt" | "system", "value": ...}``, with a mark such as ``<video>``
-            where something belongs; ``user`` and ``assistant``, ``role`` and ``content`` are known too) or ``question`` and
-            ``answer``, as in :func:`questions`; beside them ``image``, ``video`` and ``audio``, or ``images``, ``videos``
-            and ``audios`` (paths relative to the file; for pictures what :func:`tamp.pixels.picture` takes). Or it holds
-            just ``text``. A mark in an answer, or in prose without such media, is text.
-        processor: of the model to prune.
-        n: how many samples to draw; all of them if there are fewer.
-        seed: of the draw; shipped sets make other questions for another seed.
-        on_error: what to do with a record that cannot be used: ``"raise"`` its error, or ``"skip"`` it, draw another, and
-            warn at the end.
-
-    Returns:
-        A list of processor outputs with tensors, one conversation each; its ``skipped`` names the records left out.
-
-    Raises:
-        UserError: if there is no such set, it is empty, a record, a picture, a video, a sound, ``n`` or ``seed`` is not
-            right, or the model does not take what is in it.
-    """
-    skipped = reading.skips(on_error)
-    if (whole(n) or 0) < 1:
-        raise UserError(f"A calibration set needs at least one sample, not n={n}.")
-    if whole(seed) is None or seed < 0:
-        raise UserError(f"A seed is a whole number from 0 on, not {seed}.")
-    n, seed = whole(n), whole(seed)
-    if not isinstance(source, str | Path):
-        source = list(source)
-        if not source:
-            raise UserError("The calibration set is empty.")
-        if not any(isinstance(each, dict) and "input_ids" not in each for each in source):
-            return Samples(source[:n])
-    elif source in SETS:
-        asked = _shipped(source, n, seed, "calibration")
-        return Samples(process(processor, dialogue(each.text, each.answer, **each.media)) for each in asked)
-    found = records.read(source, "calibration set", SETS, skipped)
-    order = np.random.default_rng([zlib.crc32(b"calibration"), seed]).permutation(len(found))
-    usable = _usable([found[number] for number in order], source, processor, skipped)
-    samples = Samples()
-    while drawn := list(itertools.islice(usable, n - len(samples))):
-        for place, messages in drawn:
-            with told(place, skipped):
-                samples.append(process(processor, messages))
-    if len(samples) < n:
-        log.warning("%s holds %d samples, fewer than the %d asked for: all are used", source, len(samples), n)
-    reading.warn(skipped, "sample", len(samples))
-    samples.skipped = tuple(skipped or ())
-    return samples
-
-
-def _usable(
-    found: list[dict], source: Any, processor, skipped: list[Skipped] | None
-) -> Iterator[tuple[Place, list[dict] | str]]:
-    """Yield the records whose media are there and whose conversation the model takes, before a video is decoded."""
-    for record in found:
-        place = place_of(record, source)
-        taken = []
-        with told(place, skipped):
-            messages = records.conversation(record, source)
-            render(processor, messages)
-            taken = [(place, messages)]
-        yield from taken
 
 
 def questions(
@@ -148,7 +65,7 @@ def questions(
     if whole(seed) is None or seed < 0:
         raise UserError(f"A seed is a whole number from 0 on, not {seed}.")
     if isinstance(source, str | Path) and source in SETS:
-        return _shipped(source, 1000 if n is None else whole(n), whole(seed), "evaluation")
+        return shipped(source, 1000 if n is None else whole(n), whole(seed), "evaluation")
     stem = Path(source).stem if isinstance(source, str | Path) else "questions"
     made, opened = [], {}
     for record in records.read(source, "benchmark", SETS, skipped):
@@ -187,7 +104,8 @@ def own_set(model: str | Path, given: str | None, option: str) -> str:
     return OWN_SETS[name]
 
 
-def _shipped(name: str, n: int, seed: int, stream: str) -> list[Question]:
+def shipped(name: str, n: int, seed: int, stream: str) -> list[Question]:
+    """Make n questions of a shipped set; those for calibration and for evaluation, its streams, have nothing in common."""
     world = importlib.import_module(f"tamp.worlds.{SETS[name]}")
     which = {"name": name} if SETS[name] == "pictures" else {}
     return world.questions(n, seed=seed, stream=stream, **which)

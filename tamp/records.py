@@ -355,10 +355,17 @@ def dialogue(
     videos: Sequence[str | Path] = (),
     audios: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
-    """Write one question as chat messages, pictures, videos and sounds first, with its answer unless that is None."""
-    given = zip(KINDS, (images, videos, audios))
-    content: list[dict[str, Any]] = [{"type": kind, kind: each} for kind, every in given for each in every]
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    """Write one question as chat messages, with its answer unless that is None.
+
+    Pictures, videos and sounds come first, or where the question has marks such as ``<image>``, if it has one for each.
+    """
+    given = dict(zip(KINDS, (images, videos, audios)))
+    if any(given.values()) and all(question.count(f"<{kind}>") == len(every) for kind, every in given.items()):
+        content = _parts(question, {kind: iter(every) for kind, every in given.items()})
+    else:
+        content = [{"type": kind, kind: each} for kind, every in given.items() for each in every]
+        content.append({"type": "text", "text": question})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return messages

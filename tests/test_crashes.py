@@ -168,9 +168,7 @@ def test_text_is_written_without_utf8_in_the_locale(tmp_path):
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(command, tmp_path, monkeypatch, capsys):
     for module in ("loading", "conversations"):
-        monkeypatch.setattr(
-            f"tamp.{module}.load" if module == "loading" else "tamp.conversations.calibration_set", None
-        )
+        monkeypatch.setattr(f"tamp.{module}.load" if module == "loading" else "tamp.calibration.calibration_set", None)
     monkeypatch.setattr(compare, "Runner", lambda *given: pytest.fail("work was begun"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

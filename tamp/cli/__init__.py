@@ -95,6 +95,8 @@ COMMANDS = {
     ),
     "evaluate": Command("evaluate a model on a benchmark", "evaluate"),
     "compare": Command("run methods side by side on a benchmark, with intervals", "compare"),
+    "table": Command("prune by several methods and evaluate on published benchmarks, as one table", "table"),
+    "benchmark": Command("run tasks of lmms-eval on a dense model and pruned ones, and compare them", "benchmark"),
     "verify": Command("check a saved folder against its manifest", "verify"),
     "mask": Command("export the zeros of a model, apply them to another, or compare two", "mask"),
     "expand": Command("write a compact folder as a plain one", "expand"),

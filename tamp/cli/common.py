@@ -2,6 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+
+from tamp.errors import UserError
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +57,22 @@ def method_arguments(
 
 
 def calibration_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the calibration set, how many samples of it, and the seed of their draw."""
+    """Add where calibration samples come from, and which of them are taken."""
     parser.add_argument(
-        "--calibration", help="a shipped set, a file or a datasets folder (default: the set of a shipped model)"
+        "--calibration",
+        help="a shipped set, a data set of the hub, tamp-llava-next or tamp-videollama2 (the paper's settings), a file or a "
+        "folder (default: the set of a shipped model)",
     )
+    parser.add_argument(
+        "--mix", nargs="+", metavar="SOURCE=SHARE", help="several sources, such as a.jsonl=0.7 facts=0.3"
+    )
+    parser.add_argument(
+        "--filter", nargs="+", metavar="COLUMN=VALUE", help="what a record must hold, such as data_source=sharegpt4v*"
+    )
+    parser.add_argument("--balance", nargs="+", metavar="KIND", help="equal parts of kinds, such as text image")
+    parser.add_argument("--min-tokens", type=int, default=0, help="leave out shorter calibration samples")
+    parser.add_argument("--max-tokens", type=int, help="leave out longer calibration samples")
+    parser.add_argument("--media", help="folder of pictures, videos and sounds, if not beside the records")
     samples_argument(parser)
     error_argument(parser)
     parser.add_argument(
@@ -67,6 +82,41 @@ def calibration_arguments(parser: argparse.ArgumentParser) -> None:
         default=42,
         help="random seed for drawing calibration samples (default: 42)",
     )
+
+
+def calibration_source(options: argparse.Namespace, model: str):
+    """Return the source of calibration samples that a command line asks for, and the options of its draw."""
+    from tamp import conversations
+
+    if options.mix and options.calibration:
+        raise UserError("--mix names the calibration sets itself: leave out --calibration.")
+    if options.mix:
+        source = {}
+        for name, share in _pairs("--mix", options.mix):
+            try:
+                source[name] = float(share)
+            except ValueError as error:
+                raise UserError(f"--mix takes SOURCE=SHARE, a share such as 0.7, not {share!r}.") from error
+    else:
+        source = conversations.own_set(model, options.calibration, "--calibration")
+    return source, {
+        "filter": dict(_pairs("--filter", options.filter or ())),
+        "balance": options.balance or (),
+        "min_tokens": options.min_tokens,
+        "max_tokens": options.max_tokens,
+        "media": options.media,
+    }
+
+
+def _pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
+    """Split ``NAME=VALUE`` at the last sign for shares, at the first for values."""
+    made = []
+    for each in given:
+        name, sign, value = each.rpartition("=") if option == "--mix" else each.partition("=")
+        if not (name and sign and value):
+            raise UserError(f"{option} takes NAME=VALUE, not {each!r}.")
+        made.append((name, value))
+    return made
 
 
 def samples_argument(parser: argparse.ArgumentParser) -> None:
@@ -86,10 +136,15 @@ def error_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def question_arguments(parser: argparse.ArgumentParser, default: int | None, usual: str) -> None:
+def question_arguments(parser: argparse.ArgumentParser, default: int | None, usual: str, several: bool = False) -> None:
     """Add which questions are asked, and how many."""
+    what = (
+        "shipped sets, files of questions or published benchmarks"
+        if several
+        else "a shipped set or a file of questions"
+    )
     parser.add_argument(
-        "--benchmark", help="a shipped set or a file of questions (default: the set of a shipped model)"
+        "--benchmark", nargs="+" if several else None, help=f"{what} (default: the set of a shipped model)"
     )
     parser.add_argument(
         "--n-questions", "--limit", type=int, default=default, help=f"number of questions (default: {usual})"

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     made = tamp.compare(
         settings,
         options.methods,
-        [level if ":" in level else _share(level) for level in options.levels],
+        levels(options.levels),
         options.calibration_seeds,
         out=options.out,
         baseline=options.baseline,
@@ -72,6 +72,11 @@ def run(options: argparse.Namespace) -> None:
     if options.page:
         pages.write_comparison(options.page, made)
     print(f"recorded in {options.out}")
+
+
+def levels(given: list[str]) -> list[float | str]:
+    """Read sparsities and patterns."""
+    return [level if ":" in level else _share(level) for level in given]
 
 
 def _share(text: str) -> float:

@@ -22,14 +22,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations, files
+    from tamp import files
 
     keep = _number(options.keep)
     chosen = {name: getattr(options, name) for name in options.fields if getattr(options, name) is not None}
     files.check_free(options.out, options.overwrite)  # before the work, not after it
-    source = conversations.own_set(options.model, options.calibration, "--calibration")
+    source, drawn = common.calibration_source(options, options.model)
     model, processor = tamp.load(options.model, options.device, options.dtype)
-    samples = tamp.calibration_set(source, processor, options.n_samples, options.calibration_seed)
+    samples = tamp.calibration_set(
+        source, processor, options.n_samples, options.calibration_seed, options.on_error, **drawn
+    )
     report = tamp.drop_experts(model, samples, keep, options.tokens, progress=common.bars(), **chosen)
     print(report)
     print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import conversations, files, plans
+    from tamp import files, plans
 
     if options.model[0] == "diff" and len(options.model) == 3:
         first, second = map(tamp.Plan.read, options.model[1:])
@@ -34,11 +34,11 @@ def run(options: argparse.Namespace) -> None:
     files.check_file(options.out)
     recipe = common.recipe_of(options)
     needed = recipe.allocation_needs_samples
-    source = conversations.own_set(model, options.calibration, "--calibration") if needed else ""
+    source, chosen = common.calibration_source(options, model) if needed else ("", {})
     model, processor = tamp.load(model, options.device, options.dtype)
     n = min(options.n_samples, recipe.allocation_samples or options.n_samples)
     drawn = (n, options.calibration_seed, options.on_error)
-    samples = tamp.calibration_set(source, processor, *drawn) if needed else None
+    samples = tamp.calibration_set(source, processor, *drawn, **chosen) if needed else None
     made = tamp.plan(model, samples, recipe, progress=common.bars(), allow_partial=options.allow_partial)
     print(made)
     print(f"written to {made.write(options.out)}")

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import checkpoint, conversations, files
+    from tamp import checkpoint, files
 
     plan, fixed = None, {}
     if options.plan:
@@ -37,11 +37,11 @@ def run(options: argparse.Namespace) -> None:
     recipe = common.recipe_of(options, **fixed)
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
-    source = conversations.own_set(options.model, options.calibration, "--calibration") if needed else ""
+    source, chosen = common.calibration_source(options, options.model) if needed else ("", {})
     model, processor = tamp.load(options.model, options.device, options.dtype)
     checkpoint.check_savable(model, processor)
     drawn = (options.n_samples, options.calibration_seed, options.on_error)
-    samples = tamp.calibration_set(source, processor, *drawn) if needed else None
+    samples = tamp.calibration_set(source, processor, *drawn, **chosen) if needed else None
     report = tamp.prune(model, samples, recipe, progress=common.bars(), plan=plan, allow_partial=options.allow_partial)
     print(report)
     print(f"saved to {_saved(model, processor, options, report)}")

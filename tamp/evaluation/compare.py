@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import conversations, files, loading, models, planning, pruning, schema
+from tamp import calibration, files, loading, models, planning, pruning, schema
 from tamp.errors import UserError, unknown
 from tamp.evaluation import identity, results, scoring
 from tamp.recipe import Recipe
@@ -236,7 +236,7 @@ class Runner:
         computed once, and their time counts in every cell."""
         asked = self.settings
         if recipe.needs_samples and seed not in self.samples:
-            self.samples[seed] = conversations.calibration_set(asked.calibration, self.processor, asked.n_samples, seed)
+            self.samples[seed] = calibration.calibration_set(asked.calibration, self.processor, asked.n_samples, seed)
         looked = None
         if recipe.plans:
             chosen = (recipe.options[name] for name in recipe.rules[0].options)

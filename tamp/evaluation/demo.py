@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tamp import conversations, files, loading, pruning, zoo
+from tamp import calibration, files, loading, pruning, zoo
 from tamp.evaluation import figures, pages, results, scoring
 from tamp.recipe import Recipe
 from tamp.report import Report
@@ -61,7 +61,7 @@ def run(
     model, processor = loading.load(name, device, dtype)
     stage(f"preparing {n_questions} questions and {n_samples} calibration samples")
     benchmark = scoring.prepare(processor, known.questions, n_questions)
-    samples = conversations.calibration_set(known.questions, processor, n_samples)
+    samples = calibration.calibration_set(known.questions, processor, n_samples)
     stage("evaluating the dense model")
     answered = {"dense": scoring.answers(model, processor, benchmark, progress=progress)}
     reports: dict[str, Report] = {}

@@ -158,8 +158,9 @@ def _group(processor, questions: list[Question]) -> Group:
     marks = [getattr(processor, f"{kind}_token", None) for kind in records.KINDS if media[f"{kind}s"]]
     cut = max(prompts[0].rfind(mark) + len(mark) for mark in marks) if marks and all(marks) else 0
     head = first[: len(first) - len(tokens(tokenizer, prompts[0][cut:]))] if cut else []
-    # Text is tokenised apart only where this gives the very ids the processor gave.
+    # Text is tokenised apart only where this gives the very ids the processor gave, and no question has text before it.
     apart = bool(cut) and head + tokens(tokenizer, prompts[0][cut:]) == first
+    apart = apart and all(prompt[:cut] == prompts[0][:cut] for prompt in prompts)
 
     def ids_of(text: str) -> list[int]:
         if apart:

@@ -17,7 +17,7 @@ import torch
 import update_search
 
 import tamp
-from tamp import conversations
+from tamp import calibration, conversations
 from tamp.evaluation import results
 from tamp.worlds import prose
 
@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     choice = results.recorded(quality.name(MODEL, update_search.SEARCHES["least_squares"].records["choose"]))
     methods = ("sparsegpt", update_search.chosen(choice))
-    known = conversations.calibration_set
-    with mock.patch.object(conversations, "calibration_set", lambda *given: samples(known, *given)):
+    known = calibration.calibration_set
+    with mock.patch.object(calibration, "calibration_set", lambda *given: samples(known, *given)):
         for name in options.variants:
             changes, level = VARIANTS[name]
             usual, *_ = quality.GRIDS[MODEL]

@@ -9,7 +9,9 @@ import math
 import statistics
 from pathlib import Path
 
+import agreement
 import answers
+import benchmark_table
 import cpu_speed
 import expert_table
 import export_zeros
@@ -343,6 +345,8 @@ PAGES = {
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
+    "book/lmms_eval.md": {"agreement": lambda: agreement.table(read("agreement"))},
+    "book/benchmarks.md": {"benchmarks": benchmark_table.table},
     "book/methods.md": {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},

@@ -1,0 +1,68 @@
+"""``tamp table``: prune by several methods and evaluate on published benchmarks, as one table of retentions."""
+
+import argparse
+
+from tamp.cli import common
+from tamp.cli.compare import levels
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    common.model_arguments(parser)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["wanda", "sparsegpt", "tamp"],
+        help="presets, perhaps with changes, such as das:tokens=text (default: wanda sparsegpt tamp)",
+    )
+    parser.add_argument(
+        "--levels", nargs="+", default=["0.5"], help="sparsities and patterns, such as 0.5 2:4 (default: 0.5)"
+    )
+    parser.add_argument("--benchmarks", nargs="+", required=True, help="published benchmarks, such as textvqa blink")
+    parser.add_argument("--limit", type=int, help="number of questions per benchmark (default: all)")
+    parser.add_argument("--data", help="folder with a local copy of each benchmark under its name (default: the hub)")
+    parser.add_argument("--protocol", help="whose prompts and rules: lmms-eval or videollama2 (default: lmms-eval)")
+    parser.add_argument("--frames", type=int, help="show so many frames of a video as pictures")
+    parser.add_argument("--batch-size", type=int, default=8, help="questions answered at once (default: 8)")
+    parser.add_argument(
+        "--no-likelihood", dest="likelihood", action="store_false", help="leave out the choice by likelihood"
+    )
+    common.calibration_arguments(parser)
+    common.samples_argument(parser)
+    parser.add_argument(
+        "--calibration-seed", type=int, default=42, help="random seed for drawing calibration samples (default: 42)"
+    )
+    parser.add_argument("--out", default="table", help="folder to record in; the same command goes on (default: table)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run this command."""
+    from tamp.evaluation import retention_table
+
+    source, chosen = common.calibration_source(options, options.model)
+    settings = retention_table.Settings(
+        model=options.model,
+        calibration=source,
+        chosen=chosen,
+        n_samples=options.n_samples,
+        calibration_seed=options.calibration_seed,
+        limit=options.limit,
+        protocol=options.protocol,
+        frames=options.frames,
+        likelihood=options.likelihood,
+        dtype=options.dtype,
+    )
+    table = retention_table.make(
+        settings,
+        options.methods,
+        levels(options.levels),
+        options.benchmarks,
+        out=options.out,
+        data=options.data,
+        batch_size=options.batch_size,
+        device=options.device,
+        progress=common.bars(),
+    )
+    print(retention_table.wide(table).to_string())
+    print("\n".join(retention_table.notes(table)))
+    print(f"written to {options.out}: table.md, table.html, table.json")

@@ -1,0 +1,173 @@
+"""How a generated answer is read and scored: small rules, each after the published text of a benchmark; none guesses.
+
+A rule reads an answer and returns what it says, or None if it says nothing that the rule knows. The published code of some
+benchmarks draws a random option then, or leaves empty answers out of the mean. Here such an answer is wrong, and counted.
+In two more places the rules are stricter than the published code. A letter must stand alone: "Because" is not option B. A
+small letter counts only if it is the whole answer: "It moves in a circle." is not option A.
+"""
+
+import re
+import string
+from collections.abc import Sequence
+
+CONTRACTIONS = (
+    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't "
+    "it'd it'll ma'am might've mightn't must've mustn't needn't not've o'clock oughtn't shan't should've shouldn't "
+    "somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's "
+    "they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's "
+    "where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"
+)
+TWICE = (
+    "couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've "
+    "there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've"
+)
+"""Contractions with one apostrophe, and with two; an answer may lack any of them."""
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+ARTICLES = ("a", "an", "the")
+
+
+def _whole_contractions() -> dict[str, str]:
+    """Return contractions by what they are without an apostrophe, or with one of two."""
+    whole = {each.replace("'", ""): each for each in CONTRACTIONS.split()}
+    for each in TWICE.split():
+        first, second, third = each.split("'")
+        whole |= {first + second + "'" + third: each, first + "'" + second + third: each}
+    return whole
+
+
+_WHOLE = _whole_contractions()
+
+
+def letters(options: Sequence[str]) -> str:
+    """Return the letters of a question's options: ``"ABCD"`` for four."""
+    return string.ascii_uppercase[: len(options)]
+
+
+def _standing(text: str, options: Sequence[str]) -> list[str]:
+    """List the option letters that stand alone in an answer, in order."""
+    bare = text.strip().strip(string.punctuation + string.whitespace)
+    if len(bare) == 1:
+        text = bare.upper()
+    return re.findall(rf"(?<![\w'])[{letters(options)}](?![\w'])", text)
+
+
+def first_letter(text: str, options: Sequence[str]) -> str | None:
+    """Return the first option letter that stands alone: "(B) red", "B.", "The answer is B" (MVBench, Video-MME).
+
+    Args:
+        text: the answer.
+        options: the question's options; their letters are A, B, ...
+
+    Returns:
+        The letter, or None if there is none.
+    """
+    return next(iter(_standing(text, options)), None)
+
+
+def leading_letter(text: str, options: Sequence[str]) -> str | None:
+    """Return the option letter with which an answer begins, brackets aside: "(B", "B.", "B red", not "It is B" (BLINK)."""
+    found = first_letter(text, options)
+    begins = text.strip().lstrip("( \n\t")[:1].upper()
+    return found if found == begins else None
+
+
+def only_letter(text: str, options: Sequence[str]) -> str | None:
+    """Return the option letter that is the whole answer, or stands before a full stop at its beginning (MuirBench)."""
+    text = text.strip()
+    if text.upper() in tuple(letters(options)):
+        return text.upper()
+    return text[0] if re.match(rf"[{letters(options)}]\.", text) else None
+
+
+def last_letter(text: str, options: Sequence[str]) -> str | None:
+    """Return the last option letter in brackets, or else the last that stands alone, or else the option named in words.
+
+    The rule of MMMU's released code, used for NExT-QA. An option counts in words if the answer has more than five; of
+    several the last.
+    """
+    bracketed = re.findall(rf"\(([{letters(options)}])\)", text)
+    if found := bracketed or _standing(text, options):
+        return found[-1]
+    if len(text.split()) <= 5:
+        return None
+    places = [text.lower().rfind(option.strip().lower()) for option in options]
+    return letters(options)[places.index(max(places))] if max(places, default=-1) >= 0 else None
+
+
+def option_itself(text: str, options: Sequence[str]) -> str | None:
+    """Return the letter of the option that an answer repeats: "B", "B.", "B. Red." or "Red." (EgoSchema).
+
+    Args:
+        text: the answer.
+        options: as the question shows them, without their letters; a full stop at the end may be missing.
+    """
+
+    def plain(each: str) -> str:
+        return each.strip().removesuffix(".")
+
+    for letter, option in zip(letters(options), options):
+        if plain(text) in (letter, plain(option), f"{letter}. {plain(option)}"):
+            return letter
+    return None
+
+
+def named_class(text: str, options: Sequence[str]) -> str | None:
+    """Return the letter of the only option whose name occurs in an answer, or that is the whole answer as a letter.
+
+    Of a name of two words the first is enough ("throat"). An answer that names several classes says nothing (VocalSound).
+    """
+    if alone := only_letter(text.strip().strip("()"), options):
+        return alone
+    named = [letter for letter, option in zip(letters(options), options) if option.lower().split()[0] in text.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def yes_or_no(text: str, options: Sequence[str]) -> str | None:
+    """Return the letter of the option that is the whole answer, capitals aside (POPE)."""
+    lowered = [option.lower() for option in options]
+    return letters(options)[lowered.index(text.strip().lower())] if text.strip().lower() in lowered else None
+
+
+def same_words(text: str, answers: Sequence[str]) -> float:
+    """Return 1 if an answer is the right one, capitals and punctuation aside, else 0 (Clotho-AQA)."""
+
+    def plain(each: str) -> str:
+        return each.lower().translate(str.maketrans("", "", string.punctuation)).strip()
+
+    return float(plain(text) == plain(answers[0]))
+
+
+def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
+    """Return the accuracy of VQA for one answer, Antol et al. 2015 (arXiv 1505.00468), as TextVQA uses it.
+
+    For each person left out in turn, a third for every other person who gave this answer, one at most; then the mean.
+    All answers are normalised first; see :func:`normal`.
+
+    Args:
+        text: the answer.
+        answers: those of ten people.
+    """
+    said, given = normal(text), [normal(answer) for answer in answers]
+    others = (given.count(said) - (one == said) for one in given)
+    return sum(min(1.0, number / 3) for number in others) / len(given)
+
+
+def normal(text: str) -> str:
+    """Normalise an answer as VQA's evaluation does.
+
+    Small letters; no articles; numbers up to ten in digits; contractions with their apostrophe; no full stop that is not
+    followed by a digit. A punctuation mark goes where it stands beside a blank anywhere in the answer, else it becomes a
+    blank.
+    """
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = re.sub(r"\s", " ", text)
+    cleaned = text
+    for mark in PUNCTUATION:
+        beside = f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if beside else " ")
+    cleaned = re.sub(r"\.(?!\d)", "", cleaned)
+    words = [NUMBERS.get(word, word) for word in cleaned.split()]
+    return " ".join(_WHOLE.get(word, word) for word in words if word not in ARTICLES)
