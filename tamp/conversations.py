@@ -17,8 +17,10 @@ from tamp import records
 from tamp.checkpoint import MANIFEST, read_manifest
 from tamp.errors import UserError, whole
 from tamp.reading import Skipped, place_of, told
-from tamp.records import Question
+from tamp.records import Question, dialogue
 from tamp.zoo import MODELS
+
+__all__ = ["OWN_SETS", "SETS", "dialogue", "own_set", "process", "questions", "render", "shipped"]
 
 SETS = {"mini-vqa": "pictures", "smol-vqa": "pictures", "facts": "facts", "smol-avqa": "clips"}
 """Shipped sets and the modules of :mod:`tamp.worlds` that make them, any number of fresh questions from a seed: about
