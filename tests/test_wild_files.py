@@ -16,7 +16,7 @@ from PIL import Image
 import tamp
 from tamp import conversations, reading, records
 from tamp.errors import UserError
-from tamp.evaluation import scoring
+from tamp.evaluation import compare, scoring
 from tamp.records import picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -257,6 +257,20 @@ def test_a_whole_number_is_the_same_in_any_type(folder, processor):
             tamp.calibration_set(path, processor, n=1, seed=bad)
     with pytest.raises(UserError, match="at least one question"):
         conversations.questions(path, n=1.5)
+
+
+def test_a_comparison_takes_whole_numbers_of_any_type_and_nothing_else():
+    shared = {"model": "m", "benchmark": "b", "calibration": "c"}
+    made = compare.Settings(**shared, n_questions=np.int64(20), n_samples=4.0, question_seed=np.uint8(1))
+    assert json.dumps([made.n_questions, made.n_samples, made.question_seed]) == "[20, 4, 1]"
+    for bad in ({"n_questions": 1.5}, {"n_questions": 3, "n_samples": 0}, {"n_questions": 3, "question_seed": -1}):
+        with pytest.raises(UserError, match="is a whole number of at least"):
+            compare.Settings(**shared, **bad)
+    assert json.dumps(compare.cells(["wanda"], [np.float32(0.5)], np.arange(2))) == json.dumps(
+        compare.cells(["wanda"], [0.5], [0, 1])
+    )
+    with pytest.raises(UserError, match="A calibration seed is a whole number"):
+        compare.cells(["wanda"], [0.5], [0.5])
 
 
 def test_an_answer_is_the_same_as_a_number_and_as_text(folder):

@@ -9,6 +9,7 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from tamp import calibration, files, loading, models, planning, pruning, schema
-from tamp.errors import UserError, unknown
+from tamp.errors import UserError, unknown, whole
 from tamp.evaluation import identity, results, scoring
 from tamp.recipe import Recipe
 from tamp.worlds import prose
@@ -55,6 +56,13 @@ class Settings:
     dtype: str = "auto"
     text: bool = False
 
+    def __post_init__(self):
+        for name, least in (("n_questions", 1), ("n_samples", 1), ("question_seed", 0)):
+            number = whole(given := getattr(self, name))
+            if number is None or number < least:
+                raise UserError(f"{name} is a whole number of at least {least}, not {given!r}.")
+            object.__setattr__(self, name, number)  # which JSON can write, whatever type it came in
+
 
 def cells(methods: Sequence[str], levels: Sequence[float | str], calibration_seeds: Sequence[int]) -> list[Cell]:
     """List what is to be run: the dense model, and every method at every level, all methods at a level and seed together.
@@ -64,8 +72,12 @@ def cells(methods: Sequence[str], levels: Sequence[float | str], calibration_see
     Raises:
         UserError: if a method, level or seed means nothing; see :meth:`tamp.Recipe.spelled`.
     """
-    if not (methods and levels and calibration_seeds):
+    if not (len(methods) and len(levels) and len(calibration_seeds)):
         raise UserError("A comparison needs at least one method, one level and one calibration seed.")
+    if strange := [seed for seed in calibration_seeds if whole(seed) is None or seed < 0]:
+        raise UserError(f"A calibration seed is a whole number from 0 on, not {strange[0]!r}.")
+    calibration_seeds = [whole(seed) for seed in calibration_seeds]
+    levels = [float(level) if isinstance(level, Real) else level for level in levels]
     made = [
         (method, level, seed)
         for level in levels

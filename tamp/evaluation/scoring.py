@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tamp import models, passes, reading
-from tamp.errors import UserError
+from tamp.errors import UserError, whole
 from tamp.evaluation import plain, proof, shared
 from tamp.evaluation.likelihoods import Read, row
 from tamp.evaluation.proof import Proof
@@ -168,7 +168,8 @@ def _complete(model: nn.Module, ready: Benchmark, made: Scores, known: Proof, pr
             type(model).__name__,
         )
     for group, scores, number in passes.steps(left, "evaluate", progress and bool(left)):
-        scores[number] = plain.score(model, group, number)
+        with told(group.questions[number].place):
+            scores[number] = plain.score(model, group, number)
     return "shared" if not left else "plain" if len(left) == every else "mixed"
 
 
@@ -226,6 +227,9 @@ def perplexity(
     Raises:
         UserError: if the text is shorter than one window, or the model has no language model head.
     """
+    if (whole(window) or 0) < 2 or (limit is not None and (whole(limit) or 0) < 1):
+        raise UserError(f"A window has at least 2 tokens, and there is at least one, not {window} and {limit}.")
+    window, limit = whole(window), limit if limit is None else whole(limit)
     ids = tokens(getattr(tokenizer, "tokenizer", tokenizer), text)
     windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)][:limit]
     if not windows:
