@@ -121,9 +121,9 @@ def commands(base: Path) -> list[Command]:
     published = tiny_videollama2.publish(base / "published")
     compare.loading.load = lambda *arguments: (mini, processor)  # once, not in every try
     settings = tamp.Settings(
-        model="mini-llava-next", benchmark="mini-vqa", calibration="mini-vqa", n_questions=4, n_samples=2
+        model="mini-llava-next", benchmark="mini-vqa", calibration="mini-vqa", n_questions=2, n_samples=2
     )
-    questions = compare.scoring.prepare(processor, "mini-vqa", 4)
+    questions = compare.scoring.prepare(processor, "mini-vqa", 2)
     compare.scoring.prepare = lambda *arguments: questions
 
     def prune(folder: Path, sparsity: float = 0.5, overwrite: bool = False) -> None:
@@ -222,19 +222,18 @@ def main(arguments: list[str] | None = None) -> dict:
     torch.set_num_threads(1)  # threads do not survive a fork
     prepare = compare.scoring.prepare
     cached = os.environ.get("TAMP_CACHE")
+    made = {"seed": options.seed, "commands": []}
     try:
         with tempfile.TemporaryDirectory() as base:
-            rows = [
-                tries(command, options.tries, random.Random(f"{options.seed} {command.what}"))
-                for number, command in enumerate(commands(Path(base)))
-                if options.only is None or number in options.only
-            ]
+            for number, command in enumerate(commands(Path(base))):
+                if options.only is None or number in options.only:
+                    chance = random.Random(f"{options.seed} {command.what}")
+                    made["commands"].append(tries(command, options.tries, chance))
+                    recording.write("kills", made, options.out)
     finally:
         compare.loading.load, compare.scoring.prepare = load, prepare
         if cached is not None:
             os.environ["TAMP_CACHE"] = cached
-    made = {"seed": options.seed, "commands": rows}
-    recording.write("kills", made, options.out)
     return made
 
 
