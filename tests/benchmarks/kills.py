@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import recording
 import torch
+import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -220,6 +222,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, default=recording.RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # threads do not survive a fork
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared among forks, and a killed one may hold it
     prepare = compare.scoring.prepare
     cached = os.environ.get("TAMP_CACHE")
     made = {"seed": options.seed, "commands": []}
