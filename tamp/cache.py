@@ -29,6 +29,7 @@ def made_once(name: str, make: Callable[[Path, Path], None]) -> Path:
         UserError: if the cache cannot be written to.
     """
     target = files.cache_folder() / name
+    files.sweep(target)
     if whole(target):
         return target
     try:

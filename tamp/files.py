@@ -61,6 +61,7 @@ def check_free(folder: str | Path, overwrite: bool = False) -> Path:
         UserError: if it exists and is not empty, unless ``overwrite`` is given; or if nothing can be written there.
     """
     folder = recovered(folder)
+    sweep(folder)
     if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists; choose another folder, or overwrite it (overwrite=True, --overwrite).")
     return _check_place(folder)
@@ -196,7 +197,7 @@ def scratch(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be made.
     """
-    _sweep(target)
+    sweep(target)
     while True:
         beside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tamp")
         beside.mkdir()
@@ -210,7 +211,7 @@ def scratch(target: Path) -> Iterator[Path]:
             return
 
 
-def _sweep(target: Path) -> None:
+def sweep(target: Path) -> None:
     """Remove what killed runs have left beside a path."""
     for path in (*hidden(target, ".tamp"), *(hidden(target, ".tamp.old") if target.exists() else ())):
         with locked(path) as free:

@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto import modeling_auto
 
 from tamp import compact, zoo
+from tamp.cache import waiting
 from tamp.errors import UserError, missing_package, torchvision_misfit, unknown
+from tamp.files import recovered
 
 TORCHVISION_FILTERS = {Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
 """What torchvision resizes tensors with; transformers prefers it to PIL wherever it is installed."""
@@ -61,6 +63,7 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     if isinstance(dtype, str) and dtype != "auto":
         dtype = _dtype(dtype)
     folder = zoo.folder(name) if name in zoo.MODELS else Path(name)
+    recovered(folder)
     if os.path.isdir(folder):  # which takes a name that is too long
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} does not hold a model: there is no config.json in it.")
@@ -75,7 +78,8 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
     with _told(name, source):
         import tamp.videollama2  # noqa: F401  registers its classes with transformers
 
-        said = transformers.PreTrainedConfig.get_config_dict(source)[0]
+        with waiting(f"the model hub, asked for {name!r}"):
+            said = transformers.PreTrainedConfig.get_config_dict(source)[0]
         _check_format(name, said)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         architecture, base = _class(name, config, "auto_map" in said)

@@ -142,6 +142,8 @@ def compare(
             made = _made(settings, wanted, recorded, measured, baseline)
             results.write_result(out, made)
             return made
+    for path in (Path(out), _marker(Path(out))):  # a run may have been killed at its very end
+        files.sweep(path)
     return _made(settings, wanted, recorded, measured, baseline)
 
 
@@ -161,6 +163,10 @@ def _made(
     return made
 
 
+def _marker(out: Path) -> Path:
+    return out.with_name(f"{out.name}.running")
+
+
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep other processes from recording in the same file, of which one would lose the other's cells.
@@ -168,7 +174,7 @@ def _alone(out: Path) -> Iterator[None]:
     Raises:
         UserError: if another one is at it.
     """
-    marker = out.with_name(f"{out.name}.running")
+    marker = _marker(out)
     with files.scratch(marker) as own:
         if [path for path in files.hidden(marker, ".tamp") if path != own]:
             raise UserError(f"Another process is recording in {out}: wait until it ends, or choose another file.")

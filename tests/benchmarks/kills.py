@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import recording
 import torch
+import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -121,9 +123,9 @@ def commands(base: Path) -> list[Command]:
     published = tiny_videollama2.publish(base / "published")
     compare.loading.load = lambda *arguments: (mini, processor)  # once, not in every try
     settings = tamp.Settings(
-        model="mini-llava-next", benchmark="mini-vqa", calibration="mini-vqa", n_questions=4, n_samples=2
+        model="mini-llava-next", benchmark="mini-vqa", calibration="mini-vqa", n_questions=2, n_samples=2
     )
-    questions = compare.scoring.prepare(processor, "mini-vqa", 4)
+    questions = compare.scoring.prepare(processor, "mini-vqa", 2)
     compare.scoring.prepare = lambda *arguments: questions
 
     def prune(folder: Path, sparsity: float = 0.5, overwrite: bool = False) -> None:
@@ -220,21 +222,21 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, default=recording.RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # threads do not survive a fork
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared among forks, and a killed one may hold it
     prepare = compare.scoring.prepare
     cached = os.environ.get("TAMP_CACHE")
+    made = {"seed": options.seed, "commands": []}
     try:
         with tempfile.TemporaryDirectory() as base:
-            rows = [
-                tries(command, options.tries, random.Random(f"{options.seed} {command.what}"))
-                for number, command in enumerate(commands(Path(base)))
-                if options.only is None or number in options.only
-            ]
+            for number, command in enumerate(commands(Path(base))):
+                if options.only is None or number in options.only:
+                    chance = random.Random(f"{options.seed} {command.what}")
+                    made["commands"].append(tries(command, options.tries, chance))
+                    recording.write("kills", made, options.out)
     finally:
         compare.loading.load, compare.scoring.prepare = load, prepare
         if cached is not None:
             os.environ["TAMP_CACHE"] = cached
-    made = {"seed": options.seed, "commands": rows}
-    recording.write("kills", made, options.out)
     return made
 
 

@@ -374,6 +374,17 @@ PAGES = {
 """Page to its marked parts, each with the function that writes it."""
 
 
+def kills_table(record: dict) -> str:
+    """Show what killing commands at random moments left, and whether they then ran."""
+    rows = [
+        f"| {row['command']} | {row['tries']} | {row['killed']} | {row['unfinished']} | {row['lost']} | {row['left']} | "
+        f"{row['failed']} | {row['stale']} |"
+        for row in record["commands"]
+    ]
+    names = ("tries", "killed", "half-written", "old one lost", "remains", "next run failed", "remains after it")
+    return "\n".join([*header("command", *names), *rows])
+
+
 def refreshed(page: str) -> str:
     """Read a page of :data:`PAGES` and put everything generated between its marks."""
     text = (recording.ROOT / page).read_text()
