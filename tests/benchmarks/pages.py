@@ -25,6 +25,7 @@ import real_lm
 import recording
 import recovery
 import search
+import sizes
 import update_search
 from matplotlib.figure import Figure
 
@@ -357,7 +358,7 @@ PAGES = {
         "text": lambda: family_table.table(read("families")["families"], media=False),
     },
     "book/worth.md": {
-        "sizes": lambda: "",
+        "sizes": lambda: sizes.table(read("sizes")),
         "cpu": lambda: cpu_speed.table(read("cpu_speed")),
         "export": lambda: export_zeros.table(read("export_zeros")),
         "recovery": lambda: recovery.table(read("recovery")),
