@@ -396,10 +396,10 @@ def test_f1_counts_what_is_not_yes_as_no():
 
 def test_marks_in_a_question_say_where_its_pictures_stand():
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
-    parts = records.dialogue("First <image>, then <image>?", None, (red, blue))[0]["content"]
+    parts = records.dialogue("First <image>, then <image>?", None, (red, blue), marked=True)[0]["content"]
     assert [part["type"] for part in parts] == ["text", "image", "text", "image", "text"]
     assert parts[1]["image"] is red and parts[3]["image"] is blue
-    parts = records.dialogue("What is an <image> mark?", None, (red, blue))[0]["content"]
+    parts = records.dialogue("First <image>, then <image>?", None, (red, blue))[0]["content"]
     assert [part["type"] for part in parts] == ["image", "image", "text"]
 
 
