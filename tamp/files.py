@@ -228,10 +228,10 @@ def hidden(target: Path, ending: str) -> list[Path]:
 def recovered(folder: str | Path) -> Path:
     """Return a folder, ``~`` and links followed; one whose replacement was killed half-way is there again."""
     folder = Path(folder).expanduser().resolve()
-    if fcntl and not folder.exists() and folder.parent.is_dir():
+    if fcntl and not os.path.exists(folder) and os.path.isdir(folder.parent):  # which take a name that is too long
         with locked(folder.parent, wait=60):
             for old in hidden(folder, ".tamp.old"):
-                if not folder.exists():
+                if not os.path.exists(folder):
                     with contextlib.suppress(OSError):
                         os.replace(old, folder)
     return folder

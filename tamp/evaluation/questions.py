@@ -150,7 +150,8 @@ def _group(processor, questions: list[Question]) -> Group:
     media = questions[0].media
     shown = media | {"images": getattr(media["images"], "given", media["images"])}  # to the template, which opens none
     prompts = [
-        conversations.render(processor, conversations.dialogue(q.text, None, **shown), prompt=True) for q in questions
+        conversations.render(processor, conversations.dialogue(q.text, None, **shown, marked=q.marked), prompt=True)
+        for q in questions
     ]
     encode = partial(conversations.encode, processor, prompts[0], **media)
     whole = encode()
@@ -172,7 +173,9 @@ def _group(processor, questions: list[Question]) -> Group:
         start = first if number == 0 else ids_of(prompt)
         whole_ids = {}
         for choice in dict.fromkeys((question.answer, *question.choices)):
-            full = conversations.render(processor, conversations.dialogue(question.text, choice, **shown))
+            full = conversations.render(
+                processor, conversations.dialogue(question.text, choice, **shown, marked=question.marked)
+            )
             whole_ids[choice] = ids_of(full if full.startswith(prompt) else prompt + choice)
         shared = min(_common(start, ids) for ids in whole_ids.values())  # tokens can join across the border
         answers = {}
