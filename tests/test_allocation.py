@@ -238,6 +238,7 @@ def chosen_by_hand(drops, sizes, n, m):
     return [taken[i] for i in range(len(sizes))]
 
 
+@settings(parent=checked, max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 40), st.fractions(0, "1/2")), min_size=1, max_size=12))
 def test_dense_or_a_pattern_takes_the_hardest_first_and_comes_near(rows):
     sizes, drops = [4 * size for size, _ in rows], [4 * size * share for size, share in rows]
