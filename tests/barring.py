@@ -54,9 +54,17 @@ def barred(model, dropped: dict[str, list[int]]):
         torch.nn.functional.linear = plain
 
 
-def grouped(family: str):
-    """Make a family whose router chooses one of two groups first, with four experts in each."""
+def build(family: str):
+    """Make a family whose experts weigh, with corrections of the router; of a grouped router, 8 experts in two groups."""
     model, samples = families.build(family)
-    models.text_config(model).n_routed_experts = 8
-    torch.manual_seed(0)
-    return type(model)(model.config).eval(), samples
+    if family in GROUPED:
+        models.text_config(model).n_routed_experts = 8
+        torch.manual_seed(0)
+        model = type(model)(model.config).eval()
+    random = torch.Generator().manual_seed(1)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith("correction_bias"):
+            tensor.data.normal_(std=0.01, generator=random)
+        elif name.endswith("experts.down_proj"):
+            tensor.data *= 20
+    return model, samples

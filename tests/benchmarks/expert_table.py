@@ -27,8 +27,7 @@ from tamp.errors import UserError
 
 def look(name: str) -> dict | None:
     """Drop experts of a family's tiny model and say what came of it; None for a model without experts."""
-    build = barring.grouped if name in barring.GROUPED else families.build
-    model, samples = build(name)
+    model, samples = barring.build(name)
     inputs = {key for sample in samples for key in sample}
     found = {
         "family": name,
@@ -42,7 +41,7 @@ def look(name: str) -> dict | None:
     except UserError as error:
         held = any("expert" in type(module).__name__.lower() for module in model.modules())
         return found | {"refused": str(error)} if held else None
-    whole, _ = build(name)
+    whole, _ = barring.build(name)
     with barring.barred(whole, barring.gone(report)):
         expected = [barring.logits(whole, sample) for sample in samples]
     differing = max(
