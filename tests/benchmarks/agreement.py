@@ -295,6 +295,8 @@ def table(record: dict) -> str:
         for row in record["benchmarks"].values()
         if row["different"]
     ]
+    rest = [row.title for name, row in benchmarks.TABLE.items() if name not in record["benchmarks"]]
+    said += [f"* Not recorded yet: {', '.join(rest)}."] if rest else []
     return "\n".join([*lines, "", *said])
 
 
@@ -308,6 +310,8 @@ def main(arguments: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.update(HF_HOME=scratch, HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=f"{scratch}/cache")
         lay_out(Path(scratch))
+        options.out = Path(options.out).absolute()
+        os.chdir(scratch)  # some tasks write files where they run
         found = {}
         for name, one in compare(options.benchmarks, options.limit, Path(scratch)):
             found[name] = one
