@@ -9,7 +9,7 @@ import pytest
 
 from tamp import cli
 from tamp.errors import UserError
-from tamp.evaluation import lmms_table, paired
+from tamp.evaluation import lmms_table, paired, results
 
 
 def task(points, answers=None, start=0, total=0.5):
@@ -105,3 +105,13 @@ def test_every_model_is_a_run_of_its_own_and_failures_are_told(tmp_path, capsys)
 def test_a_command_that_cannot_run_is_refused(line, message, capsys):
     assert cli.main(["benchmark", *line]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_scores_agree_with_lmms_eval_or_a_reason_is_recorded():
+    found = results.recorded("agreement")["benchmarks"]
+    for name, row in found.items():
+        assert row["same_prompts"] == row["n"], name
+        assert row["same_scores"] == row["n"] or (row["different"] and row["reason"]), name
+        assert abs(row["ours"] - row["lmms_eval"]) < 1e-4 or row["reason"], name
+    page = (Path(__file__).parents[1] / "book" / "lmms_eval.md").read_text()
+    assert all(f"| {row['title']} |" in page for row in found.values())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def benchmark(
     Raises:
         UserError: if lmms-eval is missing there, or a run fails: with its last words.
     """
+    python = shutil.which(python) or python
+    python = str(Path(python).absolute())  # not resolved: a link tells Python its environment
     if subprocess.run([python, "-c", "import lmms_eval, tamp"], capture_output=True).returncode:
         raise UserError(
             f"{python} has no lmms-eval beside tamp: make an environment as the page 'lmms-eval' of the book says, and name "
@@ -64,6 +67,7 @@ def benchmark(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                cwd=scratch,  # some tasks write files where they run
             )
             if ran.returncode or not out.is_file():  # lmms-eval may exit as if it had succeeded
                 raise UserError(f"lmms-eval failed on {model}: {ran.stdout.strip()[-SHOWN:]}")
