@@ -352,7 +352,7 @@ PAGES = {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
     },
-    "book/tested.md": {"fuzz": lambda: fuzz.table(read("fuzz"))},
+    "book/tested.md": {"fuzz": lambda: fuzz.table(read("fuzz")), "kills": lambda: kills_table(read("kills"))},
     "book/families.md": {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
         "text": lambda: family_table.table(read("families")["families"], media=False),
