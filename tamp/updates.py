@@ -20,7 +20,14 @@ SAFE = 0.05
 
 
 def least_squares(
-    weight: Tensor, mask: Tensor, hessian: Tensor, *, damping: float = 0.1, steps: int = 10, tolerance: float = 1e-3
+    weight: Tensor,
+    mask: Tensor,
+    hessian: Tensor,
+    *,
+    damping: float = 0.1,
+    steps: int = 10,
+    tolerance: float = 1e-3,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Move the kept weights of a matrix so that its outputs change as little as they can.
 
@@ -36,6 +43,7 @@ def least_squares(
         damping: how much the dense weights are held on to, as a share of an input's own square.
         steps: at most so many.
         tolerance: of the residual, relative.
+        start: (out, in), where to begin instead of the dense weights, zero where the mask is true.
 
     Returns:
         (out, in) in the type of ``weight``, zero where the mask says so; a row that the steps would make worse, which
@@ -52,7 +60,7 @@ def least_squares(
     matrix, scale = _scaled(hessian, damping)
     kept = ~mask
     dense = weight.float() * scale
-    change = torch.where(mask, -dense, 0)  # (out, in), from the dense weights
+    change = torch.where(mask, -dense, 0) if start is None else start.float() * scale - dense  # (out, in)
     gradient = change @ matrix
     before = (change * gradient).sum(1)  # (out,), what each row loses by the mask alone
     residual = -gradient.mul_(kept)
@@ -84,15 +92,15 @@ def admm(
     *,
     damping: float = 0.1,
     penalty: float = 1.0,
-    steps: int = 20,
-) -> Tensor:
+    steps: int = 16,
+) -> tuple[Tensor, Tensor]:
     """Choose a mask while the other weights make up for what it drops.
 
     The alternating direction method of multipliers for the problem of :func:`least_squares` with the mask free (Boza 2024,
     arXiv 2401.02938): the weights are solved for as if none were dropped but pulled to ``kept``, the mask is chosen of what
     comes out, and multipliers add up by how much the two differ. What is dropped grows over the first three quarters of the
-    steps, as the cube of what is left of them falls; after that the mask stays. A step costs one product with a matrix of
-    H's size.
+    steps, as the cube of what is left of them falls, and is chosen anew in every other of them; then the mask stays. A step
+    costs one product with a matrix of H's size.
 
     Args:
         weight: (out, in), dense.
@@ -103,23 +111,24 @@ def admm(
         steps: how many.
 
     Returns:
-        (out, in) bool, True = dropped.
+        The mask, (out, in) bool, True = dropped, and the weights, (out, in), zero where it is.
     """
     matrix, scale = _scaled(hessian, damping)
     dense = weight.float() * scale
     target = dense @ matrix
     matrix.diagonal().add_(penalty)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    base = target @ inverse
     solved, multiplier = dense, torch.zeros_like(dense)
     growing = max(3 * steps // 4, 1)
     for step in range(1, steps + 1):
         wanted = solved + multiplier
-        if step <= growing:
+        if step <= growing and (step % 2 or step == growing):
             mask = choose(wanted / scale, 1 - (1 - step / growing) ** 3)
-        kept = wanted.masked_fill(mask, 0)
+        kept = torch.where(mask, 0, wanted)
         multiplier = wanted - kept
-        solved = (target + penalty * (kept - multiplier)) @ inverse
-    return mask
+        solved = torch.addmm(base, kept - multiplier, inverse, alpha=penalty)
+    return mask, solved.masked_fill(mask, 0) / scale
 
 
 def _scaled(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
@@ -153,9 +162,13 @@ def _least_squares(weight: Tensor, choose: Callable, hessian: Tensor, options: M
 
 
 def _admm(weight: Tensor, choose: Callable, hessian: Tensor, options: Mapping) -> Tensor:
-    mask = admm(weight, choose, hessian, damping=options["update_damping"], steps=options["admm_steps"])
-    return _least_squares(weight, lambda _: mask, hessian, options)
+    damping = options["update_damping"]
+    mask, start = admm(weight, choose, hessian, damping=damping, steps=options["admm_steps"])
+    return least_squares(weight, mask, hessian, damping=damping, steps=FINISH, start=start)
 
+
+FINISH = 4
+"""Steps of conjugate gradients after ADMM, which ends near the optimum."""
 
 _OPTIONS = {
     "update_tokens": Option(
@@ -164,29 +177,30 @@ _OPTIONS = {
         choices=("all", "text", "quarter"),
     ),
     "update_damping": Option(0.1, "how much the dense weights are held on to", least=0),
-    "update_steps": Option(10, "steps of conjugate gradients at most", least=1),
 }
+_STEPS = {"update_steps": Option(10, "steps of conjugate gradients at most", least=1)}
 
 UPDATES = {
     "none": Update(apply=None, summary="stay as they are"),
     "least_squares": Update(
         apply=_least_squares,
         statistic=partial(Hessian, dtype=torch.float32),
-        options=_OPTIONS,
+        options=_OPTIONS | _STEPS,
         summary="make up for the dropped ones by least squares",
         source="Meng et al. 2024, arXiv 2406.07831",
     ),
     "least_squares_centred": Update(
         apply=_least_squares,
         statistic=partial(Covariance, dtype=torch.float32),
-        options=_OPTIONS,
+        options=_OPTIONS | _STEPS,
         summary="the same, with the covariance of the inputs in place of their second moment",
         source="arXiv 2608.06630",
     ),
     "admm": Update(
         apply=_admm,
         statistic=partial(Hessian, dtype=torch.float32),
-        options={**_OPTIONS, "admm_steps": Option(20, "steps in which the mask is chosen again", least=4)},
+        options=_OPTIONS
+        | {"admm_steps": Option(16, "steps, in the first three quarters of which the mask is chosen", least=4)},
         summary="make up for the dropped ones, and the mask is chosen again while they do",
         source="Boza 2024, arXiv 2401.02938",
     ),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import tamp
 from tamp import cli, criteria, masks, models, packs, updates
 from tamp.errors import UserError
+from tamp.methods import name_of
 
 
 def pruned(family: str = "llama", preset: str = "magnitude", dtype=torch.float32, model=None, **changes):
@@ -169,16 +170,22 @@ def test_damaged_files_are_refused(tmp_path):
 
 # Pruned from pruned ---------------------------------------------------------------------------------------------------
 
+
+def likes_zeros(weight, mean_square):
+    """Give the smallest weights the largest metric."""
+    return 1 / (1 + weight.abs())
+
+
 RECIPES = [
     *({"preset": name} for name in ("magnitude", "tamp")),
     *({"preset": "wanda", "criterion": name} for name in criteria.CRITERIA if name != "magnitude"),
     *({"preset": "wanda", "update": name} for name in updates.UPDATES if name != "none"),
     {"preset": "sparsegpt", "update": "least_squares"},
-    {"preset": "magnitude", "criterion": lambda weight, mean_square: 1 / (1 + weight.abs())},  # likes zeros
+    {"preset": "magnitude", "criterion": likes_zeros},
 ]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "-".join(map(name_of, recipe.values())))
 @pytest.mark.parametrize(
     "level", [{"sparsity": 0.5}, {"sparsity": 0.7}, {"sparsity": 0.3}, {"pattern": "2:4"}], ids=str
 )

@@ -70,11 +70,10 @@ SEARCHES = {
     ),
     "admm": Search(
         candidates=(
-            "magnitude:update=admm",
-            "wanda:update=admm",
             "text:update=admm",
             "atv:update=admm",
             "text:update=admm,update_damping=0.01",
+            "atv:update=admm,update_damping=0.01",
             "text:update=least_squares",  # the fixed mask, for comparison
         ),
         cost=2.0,
