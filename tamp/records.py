@@ -37,6 +37,7 @@ class Question:
         choices: The answers that make sense; chance is one over their number. None at all for an open question.
         videos: Paths of videos, after the pictures in the prompt.
         audios: Paths of sounds, after the videos.
+        marked: Whether the text has a mark such as ``<image>`` where each of them stands.
 
     Raises:
         UserError: if the answer or a choice is empty or is not text, a choice occurs twice, or the answer is not among the
@@ -50,6 +51,7 @@ class Question:
     choices: tuple[str, ...]
     videos: tuple[str | Path, ...] = ()
     audios: tuple[str | Path, ...] = ()
+    marked: bool = False
 
     def __post_init__(self):
         answer = _text(self.answer, "An answer").strip()
@@ -359,13 +361,14 @@ def dialogue(
     images: Sequence[Image.Image] = (),
     videos: Sequence[str | Path] = (),
     audios: Sequence[str | Path] = (),
+    marked: bool = False,
 ) -> list[dict[str, Any]]:
     """Write one question as chat messages, with its answer unless that is None.
 
-    Pictures, videos and sounds come first, or where the question has marks such as ``<image>``, if it has one for each.
+    Pictures, videos and sounds come first, or if ``marked`` where the question has marks such as ``<image>``.
     """
     given = dict(zip(KINDS, (images, videos, audios)))
-    if any(given.values()) and all(question.count(f"<{kind}>") == len(every) for kind, every in given.items()):
+    if marked:
         content = _parts(question, {kind: iter(every) for kind, every in given.items()})
     else:
         content = [{"type": kind, kind: each} for kind, every in given.items() for each in every]

@@ -6,10 +6,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import pandas as pd
 import pytest
 import tiny_videollama2
 import torch
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 import tamp
@@ -246,6 +249,23 @@ def test_a_copy_of_another_layout_and_the_hub_out_of_reach_are_told(tmp_path):
         Source("pope", TABLE["pope"])
 
 
+def test_the_hub_is_read_like_a_copy(tmp_path, monkeypatch):
+    """A folder stands in for the hub's file system: paths start with the repository, nothing is a local file."""
+    hub = tmp_path / "hub" / "datasets"
+    shutil.copytree(FIXTURES / "nextqa", hub / "lmms-lab" / "NExTQA")
+    shutil.copytree(FIXTURES / "mvbench", hub / "OpenGVLab" / "MVBench@video")
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: DirFileSystem(tmp_path / "hub", LocalFileSystem()))
+    source = Source("nextqa", TABLE["nextqa"])
+    assert [record["video"] for record in source.records("MC", 3)] == [1000, 1000, 1001]
+    found = source.video("1003")
+    assert found.is_relative_to(tmp_path / "cache") and found.stat().st_size > 1000
+    source = Source("mvbench", TABLE["mvbench"])
+    name = TABLE["mvbench"].read(next(source.records("moving_count", 1)), "moving_count").videos[0]
+    found = source.video(name)
+    assert found.read_bytes() == (FIXTURES / "mvbench" / name).read_bytes()
+    assert found.is_relative_to(tmp_path / "cache") and not list(found.parent.glob("*.part"))
+
+
 def ask(model_and_processor, name: str, limit: int, **options) -> pd.DataFrame:
     return benchmarks.answers(*model_and_processor, name, limit, data=FIXTURES / name, progress=False, **options)
 
@@ -396,10 +416,10 @@ def test_f1_counts_what_is_not_yes_as_no():
 
 def test_marks_in_a_question_say_where_its_pictures_stand():
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
-    parts = records.dialogue("First <image>, then <image>?", None, (red, blue))[0]["content"]
+    parts = records.dialogue("First <image>, then <image>?", None, (red, blue), marked=True)[0]["content"]
     assert [part["type"] for part in parts] == ["text", "image", "text", "image", "text"]
     assert parts[1]["image"] is red and parts[3]["image"] is blue
-    parts = records.dialogue("What is an <image> mark?", None, (red, blue))[0]["content"]
+    parts = records.dialogue("First <image>, then <image>?", None, (red, blue))[0]["content"]
     assert [part["type"] for part in parts] == ["image", "image", "text"]
 
 

@@ -96,7 +96,8 @@ def _group(processor, questions: list[Question]) -> Group:
     eos = tokenizer.eos_token_id
     media = questions[0].media
     prompts = [
-        conversations.render(processor, conversations.dialogue(q.text, None, **media), prompt=True) for q in questions
+        conversations.render(processor, conversations.dialogue(q.text, None, **media, marked=q.marked), prompt=True)
+        for q in questions
     ]
     whole = conversations.encode(processor, prompts[0], **media)
     first = whole["input_ids"][0].tolist()
@@ -117,7 +118,9 @@ def _group(processor, questions: list[Question]) -> Group:
         start = first if number == 0 else ids_of(prompt)
         whole_ids = {}
         for choice in dict.fromkeys((question.answer, *question.choices)):
-            full = conversations.render(processor, conversations.dialogue(question.text, choice, **media))
+            full = conversations.render(
+                processor, conversations.dialogue(question.text, choice, **media, marked=question.marked)
+            )
             whole_ids[choice] = ids_of(full if full.startswith(prompt) else prompt + choice)
         shared = min(_common(start, ids) for ids in whole_ids.values())  # tokens can join across the border
         answers = {}

@@ -226,7 +226,9 @@ class _Run:
                 questions.append(self._question(one, given))
         if questions:
             prompts = [
-                conversations.process(self.processor, records.dialogue(each.text, None, **each.media), prompt=True)
+                conversations.process(
+                    self.processor, records.dialogue(each.text, None, **each.media, marked=each.marked), prompt=True
+                )
                 for each in questions
             ]
             compared = self._compared(questions)
@@ -260,13 +262,14 @@ class _Run:
             for letter, option in zip(known, one.options)
         }
         usual = max(one.answers, key=one.answers.count) if one.answers else written[one.right]
-        return Question(
-            task=one.task,
-            text=self.protocol.prompt(one),
-            answer=usual,
-            choices=tuple(written.values()),
-            **given,
-        )
+        text, marks = self.protocol.prompt(one), [f"<{kind}>" for kind in records.KINDS]
+        marked = any(text.count(mark) for mark in marks)
+        if marked and any(text.count(mark) != len(every) for mark, every in zip(marks, given.values())):
+            marked = False  # they do not say where each stands: all of them come first
+            for mark in marks:
+                text = text.replace(mark, "")
+        choices = tuple(written.values())
+        return Question(task=one.task, text=text, answer=usual, choices=choices, marked=marked, **given)
 
     def _scored(self, one: Asked, said: str) -> dict:
         """Score a generated answer by the benchmark's rule."""

@@ -44,7 +44,9 @@ class Source:
         if data is None:
             import huggingface_hub
 
-            self.system, self.root = huggingface_hub.HfFileSystem(), f"datasets/{row.hub}@{row.revision}"
+            self.system, self.root = huggingface_hub.HfFileSystem(), f"datasets/{row.hub}"
+            if row.revision != "main":
+                self.root += f"@{row.revision}"
         else:
             import fsspec
 
