@@ -340,9 +340,14 @@ PAGES = {
         "search": lambda: "\n".join(map(search_line, ("mini", "smol"))),
         "update_mini": lambda: update_search.table(read("mini_update_choice")),
         "update_smol": lambda: update_search.table(read("smol_update_choice")),
-        "update": lambda: update_search.line(
-            read("mini_update_confirmation"), update_search.chosen(read("mini_update_choice"))
+        "update_smol_av": lambda: update_search.table(read("smol_av_update_choice")),
+        "update": lambda: "\n".join(
+            update_search.line(
+                read(f"{short}_update_confirmation"), update_search.chosen(read(f"{short}_update_choice"))
+            )
+            for short in ("mini", "smol")
         ),
+        "update_confirmed": lambda: update_search.table(read("smol_update_confirmation")),
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
