@@ -207,7 +207,9 @@ def read_manifest(folder: str | Path) -> dict:
     Raises:
         UserError: if it is damaged.
     """
-    wanted = {"report": (None, {"model": str, "sparsity": Range(0.0, 1.0), "weights": Range(0)}), "files": {...: str}}
+    experts = {"model": str, "experts": {"before": Range(0), "now": Range(0)}}
+    pruned = {"model": str, "sparsity": Range(0.0, 1.0), "weights": Range(0)}
+    wanted = {"report": (None, experts, pruned), "files": {...: str}}
     path = Path(folder) / MANIFEST
     found = schema.read(path, wanted, "a manifest", "Save the model again with tamp.save.")
     if strange := [name for name in found["files"] if Path(name).name != name]:

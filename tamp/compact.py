@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tamp import checkpoint
+from tamp import checkpoint, verifying
 from tamp.errors import UserError, unknown
 from tamp.files import finished, sha256
 from tamp.report import Report
@@ -91,11 +91,12 @@ def save(
 def squeeze(folder: Path) -> None:
     """Replace the weight files of a saved folder by compact ones, one after the other, and name them in its manifest."""
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
-    plain, manifest["files"] = manifest["files"], {}
-    for name in plain:
+    plain = dict(manifest["files"])
+    for name in (name for name in plain if name.endswith(".safetensors")):
         coded = folder / (name + SUFFIX)
         write(folder / name, coded)
         (folder / name).unlink()
+        del manifest["files"][name]
         manifest["files"][coded.name] = sha256(coded)
     manifest |= {"format": FORMAT, "plain": plain}
     (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -116,19 +117,19 @@ def expand(folder: str | Path, out: str | Path, overwrite: bool = False) -> Path
         UserError: if the folder is not compact, was damaged, or nothing can be written.
     """
     folder = Path(folder)
-    manifest = checkpoint.verify(folder)
+    manifest = verifying.verify(folder)
     if not files(folder) or "plain" not in manifest:
         raise UserError(f"{folder} is not a compact folder: there is no *{SUFFIX} file in it. Use it as it is.")
     with finished(out, overwrite) as beside:
         for path in sorted(folder.iterdir()):
-            if path.name in manifest["files"]:
+            if path.name in manifest["files"] and path.name.endswith(SUFFIX):
                 read(path, beside / path.name.removesuffix(SUFFIX))
             elif path.name != checkpoint.MANIFEST:
                 (shutil.copytree if path.is_dir() else shutil.copy2)(path, beside / path.name)
         manifest["files"] = manifest.pop("plain")
         del manifest["format"]
         (beside / checkpoint.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        checkpoint.verify(beside)
+        verifying.verify(beside)
     return Path(out)
 
 

@@ -13,7 +13,7 @@ READ = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py")
 
 
 def verify(folder: str | Path) -> dict:
-    """Check a saved folder against its manifest: every file, and the zeros in its weights.
+    """Check a saved folder against its manifest: every file, and the zeros in its weights unless these are compact.
 
     Returns:
         The manifest.
@@ -27,7 +27,7 @@ def verify(folder: str | Path) -> dict:
         raise UserError(f"{folder} has no {MANIFEST}: it was not saved by tamp.save, or not completely.")
     manifest = read_manifest(folder)
     saved = manifest["files"]
-    if not any(name.endswith(".safetensors") for name in saved):
+    if not any(name.endswith((".safetensors", ".safetensors.compact")) for name in saved):
         raise UserError(
             f"{folder / MANIFEST} lists no file of weights, so there is nothing to check. Save the model again."
         )
@@ -41,7 +41,7 @@ def verify(folder: str | Path) -> dict:
         added = path.suffix in READ and path.name not in saved and path.name != MANIFEST
         if added and (whole or path.suffix == ".safetensors"):
             raise UserError(f"{path} was added after saving, and loading would read it: delete it, or save again.")
-    if manifest["report"]:
+    if "sparsity" in (manifest["report"] or {}) and any(name.endswith(".safetensors") for name in saved):
         _check_sparsity(folder, manifest["report"])
     return manifest
 

@@ -89,17 +89,19 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "prune": Command("prune a model and save it", "prune"),
-    "drop-experts": Command("drop whole experts of a model and save it, smaller and faster everywhere", "drop_experts"),
+    "drop-experts": Command("drop whole experts of a model and save the smaller model", "drop_experts"),
     "plan": Command(
         "decide how much of each linear to drop, and write it to a file; or compare two such files", "plan"
     ),
-    "evaluate": Command("evaluate a model on a benchmark", "evaluate"),
+    "evaluate": Command("evaluate one or more models on benchmarks", "evaluate"),
     "compare": Command("run methods side by side on a benchmark, with intervals", "compare"),
-    "table": Command("prune by several methods and evaluate on published benchmarks, as one table", "table"),
-    "benchmark": Command("run tasks of lmms-eval on a dense model and pruned ones, and compare them", "benchmark"),
+    "table": Command(
+        "prune by several methods, evaluate on published benchmarks, write a table of retentions", "table"
+    ),
+    "benchmark": Command("run lmms-eval tasks on a dense model and pruned ones, and compare them", "benchmark"),
     "verify": Command("check a saved folder against its manifest", "verify"),
-    "mask": Command("export the zeros of a model, apply them to another, or compare two", "mask"),
-    "expand": Command("write a compact folder as a plain one", "expand"),
+    "mask": Command("write the zeros of a model to a file, apply them to a model, or compare two", "mask"),
+    "expand": Command("convert a compact folder to a plain one", "expand"),
     "convert-videollama2": Command("convert published VideoLLaMA 2 weights so that tamp loads them", "convert"),
     "demo": Command("prune a shipped model, evaluate before and after, write a page", "demo"),
 }

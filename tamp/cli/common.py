@@ -33,7 +33,7 @@ def recipe_arguments(parser: argparse.ArgumentParser, *axes: str) -> None:
     parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="prune a model that holds much of its decoder in something that tamp does not know, which stays dense",
+        help="prune a model even if more than a hundredth of its decoder is unknown to tamp and stays dense",
     )
     calibration_arguments(parser)
 
@@ -64,12 +64,20 @@ def calibration_arguments(parser: argparse.ArgumentParser) -> None:
         "folder (default: the set of a shipped model)",
     )
     parser.add_argument(
-        "--mix", nargs="+", metavar="SOURCE=SHARE", help="several sources, such as a.jsonl=0.7 facts=0.3"
+        "--mix",
+        nargs="+",
+        metavar="SOURCE=SHARE",
+        help="several sources with their shares, such as a.jsonl=0.7 facts=0.3",
     )
     parser.add_argument(
-        "--filter", nargs="+", metavar="COLUMN=VALUE", help="what a record must hold, such as data_source=sharegpt4v*"
+        "--filter",
+        nargs="+",
+        metavar="COLUMN=VALUE",
+        help="take only records with this value, such as data_source=sharegpt4v*",
     )
-    parser.add_argument("--balance", nargs="+", metavar="KIND", help="equal parts of kinds, such as text image")
+    parser.add_argument(
+        "--balance", nargs="+", metavar="KIND", help="draw equal numbers of records of these kinds, such as text image"
+    )
     parser.add_argument("--min-tokens", type=int, default=0, help="leave out shorter calibration samples")
     parser.add_argument("--max-tokens", type=int, help="leave out longer calibration samples")
     parser.add_argument("--media", help="folder of pictures, videos and sounds, if not beside the records")

@@ -10,7 +10,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     common.model_arguments(parser)
     parser.add_argument(
-        "--keep", default="0.5", help="experts per layer that stay: a number, or a share such as 0.5 (default: 0.5)"
+        "--keep", default="0.5", help="experts to keep per layer: a number, or a share such as 0.5 (default: 0.5)"
     )
     known = common.method_arguments(parser, "tokens", otherwise="the tokens that count (default: all)")
     parser.set_defaults(tokens="all", fields=known)

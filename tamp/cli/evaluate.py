@@ -18,16 +18,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     published.add_argument(
         "--data", help="local copy of the benchmark's repository, or a folder of such copies by name (default: the hub)"
     )
-    published.add_argument("--protocol", help="whose prompts and rules: lmms-eval or videollama2 (default: lmms-eval)")
+    published.add_argument(
+        "--protocol", help="source of prompts and scoring rules: lmms-eval or videollama2 (default: lmms-eval)"
+    )
     published.add_argument("--batch-size", type=int, help="questions answered at once (default: 8)")
-    published.add_argument("--frames", type=int, help="show so many frames of a video as pictures")
-    published.add_argument("--records", help="folder to record every answer in; the same command goes on from there")
+    published.add_argument("--frames", type=int, help="number of video frames to show as pictures")
+    published.add_argument("--records", help="folder to record every answer in; the same command resumes")
     published.add_argument(
         "--no-likelihood",
         dest="likelihood",
         action="store_false",
         default=None,
-        help="leave out the choice by likelihood",
+        help="do not compare the options by likelihood",
     )
 
 

@@ -18,7 +18,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, help="folder to save to")
     parser.add_argument(
-        "--format", default="plain", choices=("plain", "compact"), help="compact: smaller files (default: plain)"
+        "--format",
+        default="plain",
+        choices=("plain", "compact"),
+        help="compact: smaller files, for tamp (default: plain)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
 

@@ -21,18 +21,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", nargs="+", required=True, help="published benchmarks, such as textvqa blink")
     parser.add_argument("--limit", type=int, help="number of questions per benchmark (default: all)")
     parser.add_argument("--data", help="folder with a local copy of each benchmark under its name (default: the hub)")
-    parser.add_argument("--protocol", help="whose prompts and rules: lmms-eval or videollama2 (default: lmms-eval)")
-    parser.add_argument("--frames", type=int, help="show so many frames of a video as pictures")
+    parser.add_argument(
+        "--protocol", help="source of prompts and scoring rules: lmms-eval or videollama2 (default: lmms-eval)"
+    )
+    parser.add_argument("--frames", type=int, help="number of video frames to show as pictures")
     parser.add_argument("--batch-size", type=int, default=8, help="questions answered at once (default: 8)")
     parser.add_argument(
-        "--no-likelihood", dest="likelihood", action="store_false", help="leave out the choice by likelihood"
+        "--no-likelihood", dest="likelihood", action="store_false", help="do not compare the options by likelihood"
     )
     common.calibration_arguments(parser)
-    common.samples_argument(parser)
-    parser.add_argument(
-        "--calibration-seed", type=int, default=42, help="random seed for drawing calibration samples (default: 42)"
-    )
-    parser.add_argument("--out", default="table", help="folder to record in; the same command goes on (default: table)")
+    parser.add_argument("--out", default="table", help="folder to record in; the same command resumes (default: table)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     settings = retention_table.Settings(
         model=options.model,
         calibration=source,
-        chosen=chosen,
+        chosen={**chosen, "on_error": options.on_error},
         n_samples=options.n_samples,
         calibration_seed=options.calibration_seed,
         limit=options.limit,
