@@ -10,6 +10,7 @@ import pytest
 from tamp import cli
 from tamp.errors import UserError
 from tamp.evaluation import lmms_table, paired, results
+from tamp.evaluation.benchmarks import TABLE
 
 
 def task(points, answers=None, start=0, total=0.5):
@@ -109,8 +110,11 @@ def test_a_command_that_cannot_run_is_refused(line, message, capsys):
 
 def test_scores_agree_with_lmms_eval_or_a_reason_is_recorded():
     found = results.recorded("agreement")["benchmarks"]
+    assert found.keys() <= TABLE.keys()
     for name, row in found.items():
         assert row["same_prompts"] == row["n"], name
+        assert row["same_answers"] == row["n_answers"] > 0, name
+        assert row["tokens"] == TABLE[name].longest and row["lmms_eval_tokens"] in (None, row["tokens"]), name
         assert row["same_scores"] == row["n"] or (row["different"] and row["reason"]), name
         assert abs(row["ours"] - row["lmms_eval"]) < 1e-4 or row["reason"], name
     page = (Path(__file__).parents[1] / "book" / "lmms_eval.md").read_text()

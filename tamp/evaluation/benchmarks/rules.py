@@ -2,8 +2,9 @@
 
 A rule reads an answer and returns what it says, or None if it says nothing that the rule knows. The published code of some
 benchmarks draws a random option then, or leaves empty answers out of the mean. Here such an answer is wrong, and counted.
-In two more places the rules are stricter than the published code. A letter must stand alone: "Because" is not option B. A
-small letter counts only if it is the whole answer: "It moves in a circle." is not option A.
+In three more places the rules are stricter than the published code. A letter must stand alone: "Because" is not option B.
+Where a small letter counts, it counts only as the whole answer: "It moves in a circle." is not option A. An answer that
+names several classes says nothing.
 """
 
 import re
@@ -46,16 +47,29 @@ def letters(options: Sequence[str]) -> str:
     return string.ascii_uppercase[: len(options)]
 
 
-def _standing(text: str, options: Sequence[str]) -> list[str]:
-    """List the option letters that stand alone in an answer, in order."""
+def _alone(text: str) -> str:
+    """Return the letter, in capitals, that is the whole answer, brackets and punctuation aside; "" if it is not a letter."""
     bare = text.strip().strip(string.punctuation + string.whitespace)
-    if len(bare) == 1:
-        text = bare.upper()
+    return bare.upper() if len(bare) == 1 else ""
+
+
+def _standing(text: str, options: Sequence[str]) -> list[str]:
+    """List the capital option letters that stand alone in an answer, in order."""
     return re.findall(rf"(?<![\w'])[{letters(options)}](?![\w'])", text)
 
 
-def first_letter(text: str, options: Sequence[str]) -> str | None:
-    """Return the first option letter that stands alone: "(B) red", "B.", "The answer is B" (MVBench, Video-MME).
+def _bracketed(text: str, options: Sequence[str]) -> list[str]:
+    """List the option letters in brackets, in order."""
+    return re.findall(rf"\(([{letters(options)}])\)", text)
+
+
+def _stated(text: str, options: Sequence[str]) -> list[str]:
+    """List the option letters of "the answer is B", "Answer: (B)" and the like, in order."""
+    return re.findall(rf"\b(?i:answers?(?: is)?)[ :-]*\(?([{letters(options)}])(?![\w'])", text)
+
+
+def first_capital(text: str, options: Sequence[str]) -> str | None:
+    """Return the first capital option letter that stands alone: "(B) red", "B.", "The answer is B" (EgoSchema).
 
     Args:
         text: the answer.
@@ -67,11 +81,33 @@ def first_letter(text: str, options: Sequence[str]) -> str | None:
     return next(iter(_standing(text, options)), None)
 
 
+def first_letter(text: str, options: Sequence[str]) -> str | None:
+    """Return what :func:`first_capital` does, or the small option letter that is the whole answer (MVBench)."""
+    return first_capital(_alone(text) or text, options)
+
+
+def placed_letter(text: str, options: Sequence[str]) -> str | None:
+    """Return the capital letter in the place that says most (Video-MME).
+
+    In this order: at the beginning, at the end, after "the answer is", the last in brackets, the last that stands alone.
+    """
+    bare, known = text.strip().strip(",.!?;:'\""), letters(options)
+    ends = re.findall(rf"^[{known}](?![\w'])", bare) or re.findall(rf"(?<![\w'])[{known}]$", bare)
+    found = ends or _stated(bare, options) or _bracketed(bare, options) or _standing(bare, options)
+    return found[-1] if found else None
+
+
 def leading_letter(text: str, options: Sequence[str]) -> str | None:
-    """Return the option letter with which an answer begins, brackets aside: "(B", "B.", "B red", not "It is B" (BLINK)."""
-    found = first_letter(text, options)
-    begins = text.strip().lstrip("( \n\t")[:1].upper()
-    return found if found == begins else None
+    """Return the letter that is the whole answer, that it states, that it has in brackets, or with which it begins (BLINK).
+
+    In this order, of several the last: "b.", "The answer is B", "I take (B)", "B red"; not "It is B".
+    """
+    if (alone := _alone(text)) in tuple(letters(options)):
+        return alone
+    if found := _stated(text, options) or _bracketed(text, options):
+        return found[-1]
+    found = first_capital(text, options)
+    return found if found == text.strip().lstrip("( \n\t")[:1] else None
 
 
 def only_letter(text: str, options: Sequence[str]) -> str | None:
@@ -85,11 +121,10 @@ def only_letter(text: str, options: Sequence[str]) -> str | None:
 def last_letter(text: str, options: Sequence[str]) -> str | None:
     """Return the last option letter in brackets, or else the last that stands alone, or else the option named in words.
 
-    The rule of MMMU's released code, used for NExT-QA. An option counts in words if the answer has more than five; of
-    several the last.
+    The rule of MMMU's released code, used for NExT-QA: capitals only. An option counts in words if the answer has more than
+    five; of several the last.
     """
-    bracketed = re.findall(rf"\(([{letters(options)}])\)", text)
-    if found := bracketed or _standing(text, options):
+    if found := _bracketed(text, options) or _standing(text, options):
         return found[-1]
     if len(text.split()) <= 5:
         return None
@@ -97,32 +132,18 @@ def last_letter(text: str, options: Sequence[str]) -> str | None:
     return letters(options)[places.index(max(places))] if max(places, default=-1) >= 0 else None
 
 
-def option_itself(text: str, options: Sequence[str]) -> str | None:
-    """Return the letter of the option that an answer repeats: "B", "B.", "B. Red." or "Red." (EgoSchema).
-
-    Args:
-        text: the answer.
-        options: as the question shows them, without their letters; a full stop at the end may be missing.
-    """
-
-    def plain(each: str) -> str:
-        return each.strip().removesuffix(".")
-
-    for letter, option in zip(letters(options), options):
-        if plain(text) in (letter, plain(option), f"{letter}. {plain(option)}"):
-            return letter
-    return None
-
-
 def named_class(text: str, options: Sequence[str]) -> str | None:
-    """Return the letter of the only option whose name occurs in an answer, or that is the whole answer as a letter.
+    """Return the letter of the only option whose name occurs in an answer (VocalSound).
 
-    Of a name of two words the first is enough ("throat"). An answer that names several classes says nothing (VocalSound).
+    Of a name of two words the first is enough ("throat"). An answer that names several classes says nothing.
     """
-    if alone := only_letter(text.strip().strip("()"), options):
-        return alone
     named = [letter for letter, option in zip(letters(options), options) if option.lower().split()[0] in text.lower()]
     return named[0] if len(named) == 1 else None
+
+
+def letter_or_class(text: str, options: Sequence[str]) -> str | None:
+    """Return the letter that is the whole answer, or else what :func:`named_class` does: for prompts that show letters."""
+    return only_letter(text.strip().strip("()"), options) or named_class(text, options)
 
 
 def yes_or_no(text: str, options: Sequence[str]) -> str | None:

@@ -6,12 +6,9 @@ import numpy as np
 import pandas as pd
 
 from tamp.errors import UserError
+from tamp.evaluation import paired
 from tamp.evaluation.tables import wilson
 
-MOST = 0.05
-"""Share of answers that may be empty or unparsable for a retention to mean something."""
-
-DRAWS = 10_000
 COLUMNS = ("task", "n", "accuracy", "low", "high", "choice_accuracy", "nll", "chance", "empty", "unparsable")
 
 
@@ -50,11 +47,12 @@ def f1(said: pd.Series, right: pd.Series) -> float:
 def refusal(scored: pd.DataFrame) -> str:
     """Return why answers do not bear a retention, in a sentence; "" if they do."""
     share = float((scored["empty"] | scored["unparsable"]).mean())
-    if share <= MOST:
+    if share <= paired.MOST_LOST:
         return ""
     return (
-        f"{share:.0%} of the answers to {scored.attrs['benchmark']} are empty or unparsable, more than {MOST:.0%}: the "
-        "score says how often the model keeps to the form. Compare the choices by likelihood, or prune less."
+        f"{share:.0%} of the answers to {scored.attrs['benchmark']} are empty or unparsable, more than "
+        f"{paired.MOST_LOST:.0%}: the score says how often the model keeps to the form. "
+        "Compare the choices by likelihood, or prune less."
     )
 
 
@@ -70,8 +68,8 @@ def retention(dense: pd.DataFrame, pruned: pd.DataFrame, column: str = "score") 
         ``retention`` (pruned over dense), ``low`` and ``high`` (95 %, bootstrap over questions, paired).
 
     Raises:
-        UserError: if the questions differ, the dense score is 0, or more than ``MOST`` of either model's generated answers
-            are empty or unparsable.
+        UserError: if the questions differ, the dense score is 0, or more than ``paired.MOST_LOST`` of either model's
+            generated answers are empty or unparsable.
     """
     if column == "score":
         for scored in (dense, pruned):
@@ -84,14 +82,8 @@ def retention(dense: pd.DataFrame, pruned: pd.DataFrame, column: str = "score") 
     before, after = one.to_numpy(float), other.loc[one.index].to_numpy(float)
     if not np.isfinite(before).all() or before.mean() <= 0:
         raise UserError(f"The dense model's {column} is {before.mean():.2f}: there is nothing to keep of it.")
-    random = np.random.default_rng(0)
-    ratios = []
-    for _ in range(0, DRAWS, 500):
-        drawn = random.integers(len(before), size=(500, len(before)))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios.append(after[drawn].mean(1) / before[drawn].mean(1))
-    low, high = np.nanquantile(np.concatenate(ratios), (0.025, 0.975))
-    return {"retention": after.mean() / before.mean(), "low": float(low), "high": float(high)}
+    kept = paired.retention(after, before)
+    return dict(zip(("retention", "low", "high"), (value / 100 for value in kept)))
 
 
 def overall(scores: pd.DataFrame) -> pd.DataFrame:

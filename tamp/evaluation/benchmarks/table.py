@@ -36,7 +36,7 @@ class Published:
         kind: what the questions are about: image, video or audio.
         read: ``f(record, configuration)``, what a record asks.
         protocols: by name, the usual one first.
-        longest: tokens generated at most.
+        longest: tokens generated at most: lmms-eval's limit, where its task has one.
         size: questions in all; None where the repository's page does not say.
         chance: accuracy of guessing, as its paper gives it or from the number of options; NaN if there is none.
         licence: of questions and media.
@@ -109,7 +109,7 @@ TABLE = {
         protocols={
             "lmms-eval": Protocol(
                 prompt=lambda asked: asking.videomme_prompt(asked, " and the subtitles", asking.LETTER),
-                rule=rules.first_letter,
+                rule=rules.placed_letter,
             ),
             "videollama2": Protocol(
                 prompt=lambda asked: asking.videomme_prompt(asked, "", f"{asking.BEST} The best answer is: "),
@@ -129,11 +129,9 @@ TABLE = {
         kind="video",
         read=asking.nextqa,
         protocols={
-            "lmms-eval": Protocol(
-                prompt=lambda asked: asking.options_then(asked, "{}.", asking.LETTER),
-                rule=rules.last_letter,
-            )
+            "lmms-eval": Protocol(prompt=lambda asked: asking.options_then(asked, "{}.", ""), rule=rules.last_letter)
         },
+        longest=128,
         size=8564,
         chance=0.2,
         licence="MIT for the questions; videos of VidOR and YFCC100M under their own terms",
@@ -148,7 +146,7 @@ TABLE = {
         read=asking.egoschema,
         protocols={
             "lmms-eval": Protocol(
-                prompt=lambda asked: asking.options_then(asked, "{}.", asking.LETTER), rule=rules.option_itself
+                prompt=lambda asked: asking.options_then(asked, "{}.", asking.LETTER), rule=rules.first_capital
             ),
             "videollama2": Protocol(prompt=asking.in_brackets, rule=rules.first_letter, choice="({letter})"),
         },
@@ -181,6 +179,7 @@ TABLE = {
         kind="image",
         read=asking.blink,
         protocols={"lmms-eval": Protocol(prompt=asking.blink_prompt, rule=rules.leading_letter, choice="({letter})")},
+        longest=1024,
         size=1901,
         chance=0.3809,
         licence="Apache 2.0 for the questions; pictures under the terms of their sources",
@@ -225,10 +224,11 @@ TABLE = {
                 prompt=lambda asked: (
                     f"Identify the human sound in the audio.\nOptions:\n{asking.lines(asked, '({})')}.{asking.BEST}"
                 ),
-                rule=rules.named_class,
+                rule=rules.letter_or_class,
                 choice="({letter})",
             ),
         },
+        longest=128,
         size=None,
         chance=1 / 6,
         licence="CC BY-SA 4.0",
@@ -245,6 +245,7 @@ TABLE = {
                 prompt=lambda asked: asked.question + asking.WORD, rule=rules.yes_or_no, choice="{option}"
             )
         },
+        longest=128,
         size=9000,
         chance=0.5,
         licence="MIT for the questions; pictures of COCO under their own terms",
