@@ -28,10 +28,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--no-likelihood", dest="likelihood", action="store_false", help="leave out the choice by likelihood"
     )
     common.calibration_arguments(parser)
-    common.samples_argument(parser)
-    parser.add_argument(
-        "--calibration-seed", type=int, default=42, help="random seed for drawing calibration samples (default: 42)"
-    )
     parser.add_argument("--out", default="table", help="folder to record in; the same command goes on (default: table)")
 
 
