@@ -279,6 +279,8 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
                 f"The criterion {name_of(recipe.criterion)!r} gives a metric of shape {tuple(metric.shape)} for a "
                 f"weight of shape {tuple(weight.shape)}: return one number per weight."
             )
+        if share == 1 and metric.isnan().any():  # which is neither smaller nor larger than another
+            raise UserError(f"The criterion {name_of(recipe.criterion)!r} gives NaN: return a number per weight.")
         metric = torch.where(zero, -torch.inf, metric)  # they go first, and all of them
         mask = masks.n_of_m(metric, round(share * n), m) if m else masks.unstructured(metric, drop=round(share * drop))
         return mask | zero

@@ -364,8 +364,8 @@ def dialogue(
     """
     given = dict(zip(KINDS, (images, videos, audios)))
     if marked:
-        kinds = {kind for kind, every in given.items() if every}
-        content = _parts(question, kinds, {kind: iter(every) for kind, every in given.items()})
+        live = {kind for kind, every in given.items() if every}
+        content = _parts(question, live, {kind: iter(given[kind]) for kind in live})
     else:
         content = [{"type": kind, kind: each} for kind, every in given.items() for each in every]
         content.append({"type": "text", "text": question})

@@ -47,7 +47,7 @@ def least_squares(
 
     Returns:
         (out, in) in the type of ``weight``, zero where the mask says so; a row that the steps would make worse, which
-        rounding can do where H is all but singular, is only masked.
+        rounding can do where H is all but singular, is only masked, or as in ``start``.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -62,7 +62,7 @@ def least_squares(
     dense = weight.float() * scale
     change = torch.where(mask, -dense, 0) if start is None else start.float() * scale - dense  # (out, in)
     gradient = change @ matrix
-    before = (change * gradient).sum(1)  # (out,), what each row loses by the mask alone
+    before = (change * gradient).sum(1)  # (out,), what each row loses before the first step
     residual = -gradient.mul_(kept)
     direction = residual.clone()
     first = square = residual.square().sum(1)  # (out,)
@@ -81,7 +81,8 @@ def least_squares(
         worse = ~((change * (change @ matrix)).sum(1) <= before)  # NaN counts as worse
     else:
         worse = ~change.isfinite().all(1)
-    moved = torch.where(worse[:, None], dense, dense + change) / scale
+    begun = dense if start is None else start.float() * scale
+    moved = torch.where(worse[:, None], begun, dense + change) / scale
     return moved.masked_fill(mask, 0).to(weight.dtype)
 
 

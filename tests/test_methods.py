@@ -94,6 +94,7 @@ def test_a_function_takes_the_options_of_what_it_stands_for():
     ("recipe", "message"),
     [
         ({"criterion": lambda weight, square: weight[0]}, "return one number per weight"),
+        ({"criterion": lambda weight, square: weight * float("nan")}, "gives NaN"),
         ({"allocation": lambda step: {}}, "return a number for every name in step.linears"),
         ({"tokens": lambda row: row.codes < -1}, "selected none in any sample"),
         ({"allocation": lambda step: dict.fromkeys(step.linears, float("nan"))}, "finite"),

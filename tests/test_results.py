@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tamp.errors import UserError
 from tamp.evaluation import results
 
 
@@ -92,3 +93,14 @@ def test_retention_is_in_per_cent_of_dense(grid):
     table = results.retention(grid)
     assert table.loc["wanda", 0.5] == pytest.approx(100 * results.cells_of(grid, "wanda", 0.5)[0]["accuracy"])
     assert np.isnan(table.loc["tamp", "2:4"])
+
+
+def test_cells_of_dense_or_pattern_are_read_again():
+    level = "dense|2:4@0.3"
+    results.check_cells(
+        "grid.json", [cell("wanda", level, 0, [1, 0, 1], seconds=1.0, choice_accuracy=0.5, nll=1.0, tasks={})]
+    )
+    with pytest.raises(UserError, match="has a level that is not one"):
+        results.check_cells(
+            "grid.json", [cell("wanda", "dense|4:2@0.3", 0, [1], seconds=1.0, choice_accuracy=0.5, nll=1.0, tasks={})]
+        )

@@ -63,6 +63,15 @@ def test_a_singular_hessian_leaves_nothing_worse_than_the_mask_alone(tokens):
         assert torch.equal(found[:, 0], alone[:, 0]), "what reads nothing stays"
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_steps_from_the_optimum_stay_there(damping):
+    inputs, weight, mask = problem(rows=128, width=64, tokens=400)
+    hessian = inputs.T @ inputs
+    best = updates.least_squares(weight, mask, hessian, damping=damping, steps=60, tolerance=1e-7)
+    found = updates.least_squares(weight, mask, hessian, damping=damping, steps=4, start=best)
+    assert (inputs @ (found - best).T).norm() < 1e-3 * (inputs @ (best - weight).T).norm()
+
+
 def test_half_precision_keeps_its_type_and_exact_zeros():
     inputs, weight, mask = problem()
     found = updates.least_squares(weight.bfloat16(), mask, inputs.T @ inputs)

@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         evaluating.check_name(name)
     published = _options(options, names)
+    if options.on_error != "raise" and len(published) == len(names):
+        raise UserError("--on-error is for files of questions; published benchmarks do not use it: leave it out.")
     models = [options.model, *options.others]
     if len(set(models)) < len(models):
         raise UserError("A model is named twice: leave one out.")

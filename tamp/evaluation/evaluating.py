@@ -48,6 +48,8 @@ def evaluate(
     """
     check_name(benchmark)
     if isinstance(benchmark, str) and benchmark in benchmarks.TABLE:
+        if options.pop("on_error", "raise") != "raise":
+            raise UserError(f"on_error has no effect on {benchmark}, a published benchmark: leave it out.")
         return benchmarks.summarise(
             benchmarks.answers(model, processor, benchmark, limit, progress=progress, **options)
         )

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tamp import masks, schema
+from tamp import schema
 from tamp.errors import UserError, unknown
 from tamp.files import data_folder, write_text
+from tamp.recipe import Recipe
 from tamp.report import versions
 from tamp.schema import Range
 
@@ -91,8 +92,8 @@ def _fault(cell: dict, first: dict) -> str:
         return f"and the first one do not both have {lacking[0]!r}"
     if isinstance(cell["level"], str):
         try:
-            masks.parse_pattern(cell["level"])
-        except ValueError as error:
+            Recipe.spelled("wanda", cell["level"])
+        except UserError as error:
             return f"has a level that is not one: {error!s:.200}"
     return ""
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from tamp import calibration, loading, pruning
-from tamp.errors import UserError
+from tamp.errors import UserError, unknown
 from tamp.evaluation import benchmarks, compare, paired, results
 from tamp.evaluation.benchmarks import running
 from tamp.evaluation.compare import DENSE, Cell
@@ -93,6 +93,9 @@ def make(
         raise UserError("A table needs at least one benchmark, and each once.")
     for name in names:
         running.row(name)
+    protocols = {protocol: None for name in names for protocol in benchmarks.TABLE[name].protocols}
+    if settings.protocol and settings.protocol not in protocols:
+        raise unknown("protocol", settings.protocol, protocols)
     folder = _folder(out, settings)
     todo = {cell: [name for name in names if not _path(folder, cell, name).is_file()] for cell in wanted}
     samples = None
