@@ -110,7 +110,10 @@ def drawn(
     where = source if media is None else media
     every, streamed = _records(source, seed, known, skipped)
     matching = _matching(every, filter, source)
-    order = _buffered(matching, seed) if streamed else _permuted(matching, len(every), seed, bool(filter))
+    if streamed:
+        order = _buffered((record for _, record in matching), seed)
+    else:
+        order = _permuted(every, [place for place, _ in matching] if filter else range(len(every)), seed)
     left = shares(dict.fromkeys(balance, 1 / len(balance)), n) if balance else None
     for record in order:
         if left is not None:
@@ -184,19 +187,21 @@ def _value(record: dict[str, Any], column: str) -> Any:
     return record.get(column)
 
 
-def _matching(every: Iterable[dict], filter: Mapping[str, str], source: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the records that pass the filter.
+def _matching(
+    every: Iterable[dict], filter: Mapping[str, str], source: str | Path
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the records that pass the filter, each behind its place.
 
     Raises:
         UserError: if none does, with the values there are.
     """
     seen = {column: Counter() for column in filter}
     passed = False
-    for record in every:
+    for place, record in enumerate(every):
         values = {column: str(_value(record, column)) for column in filter}
         if all(fnmatch.fnmatchcase(value, str(filter[column])) for column, value in values.items()):
             passed = True
-            yield record
+            yield place, record
         elif not passed:
             for column, value in values.items():
                 seen[column][value[:60]] += 1
@@ -212,10 +217,9 @@ def _random(stream: bytes, seed: int) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(stream), seed])
 
 
-def _permuted(matching: Iterator[dict], count: int, seed: int, filtered: bool) -> Iterator[dict[str, Any]]:
-    """Yield records of a known number in a drawn order."""
-    every = list(matching)
-    yield from (every[place] for place in _random(b"calibration", seed).permutation(len(every) if filtered else count))
+def _permuted(every: Sequence[dict], places: Sequence[int], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the records at some places in a drawn order; one that is read from a folder is read when it is drawn."""
+    yield from (every[places[place]] for place in _random(b"calibration", seed).permutation(len(places)))
 
 
 def _buffered(matching: Iterator[dict], seed: int) -> Iterator[dict[str, Any]]:

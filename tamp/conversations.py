@@ -71,13 +71,13 @@ def questions(
     stem = Path(source).stem if isinstance(source, str | Path) else "questions"
     made, opened = [], {}
     for record in records.read(source, "benchmark", SETS, skipped):
-        if len(made) == n:
-            break
         with told(place_of(record, source), skipped):
             names = tuple((kind, *map(_name, each)) for kind, each in records.named(record).items())
             if names not in opened:  # questions about one picture share it
                 opened[names] = records.checked(record, source)
             made.append(records.question(record, stem, opened[names], source))
+        if len(made) == n:  # before another record is read
+            break
     return made
 
 

@@ -101,9 +101,12 @@ class Covariance(Hessian):
         return part
 
     def value(self) -> Tensor:
-        """Return the covariance, (width, width) float32."""
+        """Return the covariance, (width, width) float32; an input that hardly varies about a large mean has none."""
         moments = self.total / max(self.count, 1)
-        return (moments[:-1] - moments[-1:].T @ moments[-1:]).float()
+        square, mean = moments[:-1], moments[-1:]
+        found = square - mean.T @ mean
+        varies = found.diagonal() > 1e-6 * square.diagonal()  # below that it is rounding
+        return (found * varies * varies[:, None]).float()
 
 
 def _check_width(inputs: Tensor, width: int) -> None:

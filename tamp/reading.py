@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +63,10 @@ def place_of(record: dict[str, Any], source: Any) -> Place:
 
 def read(
     source: str | Path | Iterable[dict], kind: str, known: Iterable[str] = (), skipped: list[Skipped] | None = None
-) -> list[dict[str, Any]]:
+) -> Sequence[dict[str, Any]]:
     """Read the records of a file or a ``datasets`` folder, each with its ``_number`` and without what is None in it.
+
+    Those of a folder are read when they are asked for, each time anew, and not kept.
 
     Args:
         source: a ``.jsonl`` or ``.json`` file, a folder, or a list of records.
@@ -85,6 +87,8 @@ def read(
         raise unknown(kind, f"{source!s:.200}", known, "A .jsonl or .json file or a datasets folder works too.")
     if not found:
         raise UserError(f"The {kind} {source} is empty.")
+    if isinstance(found, Saved):
+        return found
     records = []
     for number, record in enumerate(found):
         with told(place_of({"_number": number}, source), skipped):
@@ -92,10 +96,13 @@ def read(
                 raise UserError(f"it is not readable as JSON: {record}")
             if not isinstance(record, dict):
                 raise UserError(f"a record is an object with 'question' or the like, not {record!r:.60}.")
-            # datasets fills the columns that a record does not have with None, pandas with NaN
-            there = {key: value for key, value in record.items() if not absent(value)}
-            records.append({**there, "_number": number})
+            records.append(_numbered(record, number))
     return records
+
+
+def _numbered(record: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return a record with its number, without absent values: datasets fills missing columns with None, pandas with NaN."""
+    return {**{key: value for key, value in record.items() if not absent(value)}, "_number": number}
 
 
 def absent(value: Any) -> bool:
@@ -132,24 +139,51 @@ def _read_file(path: Path) -> list:
     return found
 
 
-def _read_folder(path: Path) -> list[dict[str, Any]]:
-    """Read a folder saved by ``datasets``; pictures, videos and sounds in a column of their own stay undecoded."""
+class Saved(Sequence):
+    """The records of a folder saved by ``datasets``, each read when it is asked for.
+
+    Attributes:
+        table: the data set.
+        path: its folder.
+    """
+
+    def __init__(self, table: Any, path: Path):
+        self.table, self.path = table, path
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        number = range(len(self))[number]
+        with _of_datasets(self.path):
+            return _numbered(self.table[number], number)
+
+
+@contextlib.contextmanager
+def _of_datasets(path: Path) -> Iterator[None]:
+    """Turn what a damaged folder makes datasets and pyarrow raise, a dozen kinds, into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not a folder saved by datasets: {error!s:.200}") from error
+
+
+def _read_folder(path: Path) -> Saved:
+    """Open a folder saved by ``datasets``; pictures, videos and sounds in a column of their own stay undecoded."""
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"{path} is a folder, and reading one needs datasets: pip install datasets.") from error
-    try:
+    with _of_datasets(path):
         found = datasets.load_from_disk(str(path))
         if isinstance(found, datasets.DatasetDict):
             raise UserError(f"{path} holds the splits {', '.join(found)}; give the folder of one of them.")
         for name, feature in found.features.items():
             if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
                 found = found.cast_column(name, type(feature)(decode=False))
-        return list(found)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged folder makes datasets and pyarrow raise a dozen kinds
-        raise UserError(f"{path} is not a folder saved by datasets: {error!s:.200}") from error
+        return Saved(found, path)
 
 
 def skips(on_error: str) -> list[Skipped] | None:

@@ -1,6 +1,7 @@
 """Calibration sets by name: streams that read no more than they need, local copies, mixtures, and what is refused."""
 
 import collections
+import itertools
 import json
 import sys
 import types
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import tamp
-from tamp import calibration_sources, cli, records
+from tamp import calibration_sources, cli, conversations, records
 from tamp.errors import UserError
 from tamp.worlds import pictures
 
@@ -284,3 +285,57 @@ def test_a_command_line_that_means_nothing_is_refused(given, tmp_path, capsys):
     more = [] if given[0] == "--mix" else ["--calibration", "facts"]
     assert cli.main(["prune", "m", "--out", str(tmp_path / "o"), *more, *given]) == 2
     assert given[0] in capsys.readouterr().err
+
+
+class Table:
+    """Stands in for a data set that ``datasets`` reads from a folder: it counts the records that are read."""
+
+    features = {}
+
+    def __init__(self, number: int):
+        self.number, self.seen = number, []
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, place: int) -> dict:
+        assert isinstance(place, int)
+        self.seen.append(place)
+        return {
+            "text": f"where is the {pictures.WORDS[place % 3]} ?",
+            "question": "q",
+            "answer": str(place),
+            "image": None,
+        }
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A table of 1,000 records behind the folder ``tmp_path``."""
+    made = Table(1000)
+    kinds = {name: type(name, (), {}) for name in ("DatasetDict", "Image", "Audio", "Video")}
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_from_disk=lambda path: made, **kinds))
+    (tmp_path / "state.json").write_text("{}")
+    return made
+
+
+def test_a_draw_from_a_saved_folder_reads_what_it_draws(tmp_path, table):
+    records = [{**Table(1000)[place]} for place in range(1000)]
+    expected = [record["answer"] for record, _ in itertools.islice(calibration_sources.drawn(records, 5, 3), 5)]
+    drawn = itertools.islice(calibration_sources.drawn(tmp_path, 5, 3), 5)
+    assert [record["answer"] for record, _ in drawn] == expected
+    assert [str(place) for place in table.seen] == expected
+
+
+def test_a_filter_reads_a_saved_folder_once_and_draws_as_from_a_list(tmp_path, table):
+    asked = {"filter": {"answer": "*7"}}
+    records = [{**Table(1000)[place]} for place in range(1000)]
+    expected = [one["answer"] for one, _ in itertools.islice(calibration_sources.drawn(records, 4, 3, **asked), 4)]
+    drawn = [one["answer"] for one, _ in itertools.islice(calibration_sources.drawn(tmp_path, 4, 3, **asked), 4)]
+    assert drawn == expected and all(answer.endswith("7") for answer in drawn)
+    assert len(table.seen) == 1000 + 4
+
+
+def test_questions_read_the_first_records_of_a_saved_folder(tmp_path, table):
+    assert [each.answer for each in conversations.questions(tmp_path, 3)] == ["0", "1", "2"]
+    assert table.seen == [0, 1, 2]

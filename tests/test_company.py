@@ -195,6 +195,19 @@ def test_similarities_do_not_depend_on_the_chunk(monkeypatch):
     assert diversity.similarities(outputs[0], modality, "positive") == before
 
 
+def test_similarities_of_modalities_that_take_turns_hold_no_second_matrix(monkeypatch):
+    outputs, _, modality = long(700, 1)
+    units = diversity.unit(outputs[0])
+    cosine, pairs = units @ units.T, diversity.pairs_of(modality)
+    order = torch.randperm(700, generator=torch.Generator().manual_seed(0))
+    shuffled = cosine[order][:, order]
+    monkeypatch.setattr(diversity, "CHUNK", 700 * 16)
+    with Held() as held:
+        found = diversity.positive_similarities(shuffled, modality[order], pairs)
+    assert held.most < 0.3 * cosine.nbytes
+    assert torch.allclose(found, diversity.positive_similarities(cosine, modality, pairs), atol=1e-6)
+
+
 def test_only_so_many_samples_wait_for_each_other_as_fit(monkeypatch):
     model, samples = tiny.build("llama")
     step = next(iter(walk.walk(model, walk.capture(model, samples, progress=False))))
