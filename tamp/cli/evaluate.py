@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     models = [options.model, *options.others]
     if len(set(models)) < len(models):
         raise UserError("A model is named twice: leave one out.")
-    tables, points = {}, {}
+    tables, points, skipped = {}, {}, {}
     for place in models:
         if len(models) > 1:
             print(f"{place}\n")
@@ -78,6 +78,11 @@ def run(options: argparse.Namespace) -> None:
                 scored = scoring.answers(*asked, options.question_seed, common.bars(), options.on_error)
                 scores, form = scoring.summarise(scored), scoring.in_per_cent
                 points[place, name] = scored["correct"].astype(float)
+                if skipped.setdefault(name, scored.attrs["skipped"]) != scored.attrs["skipped"]:
+                    raise UserError(
+                        f"{place} cannot answer the same questions of {name} as {models[0]}: other records were skipped. "
+                        "Evaluate the two one by one."
+                    )
             tables[place, name] = scores
             if len(names) > 1:
                 print(f"{name}\n")

@@ -348,6 +348,11 @@ PAGES = {
             for short in ("mini", "smol")
         ),
         "update_confirmed": lambda: update_search.table(read("smol_update_confirmation")),
+        "admm_choice": lambda: update_search.table(read("smol_admm_choice")),
+        "admm": lambda: update_search.line(
+            read("smol_admm_confirmation"), update_search.chosen(read("smol_admm_choice"), "admm")
+        ),
+        "admm_confirmed": lambda: update_search.table(read("smol_admm_confirmation")),
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
