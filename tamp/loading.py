@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto import modeling_auto
 
-from tamp import compact, zoo
+from tamp import zoo
 from tamp.cache import waiting
 from tamp.errors import UserError, missing_package, torchvision_misfit, unknown
 from tamp.files import recovered
@@ -77,6 +77,7 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
 
     with _told(name, source):
         import tamp.videollama2  # noqa: F401  registers its classes with transformers
+        from tamp import compact  # as late, since it imports what a misfit torchvision breaks
 
         with waiting(f"the model hub, asked for {name!r}"):
             said = transformers.PreTrainedConfig.get_config_dict(source)[0]
@@ -193,6 +194,8 @@ def _weights(architecture: type):
 
 def _from_compact(build, folder: Path, config, settings: dict):
     """Build a model from a compact folder as ``from_pretrained`` does from a plain one: (model, what was loaded)."""
+    from tamp import compact
+
     model, loaded = build(None, config=config, state_dict=compact.state(folder), **settings)
     model.config._name_or_path = model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():

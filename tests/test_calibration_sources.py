@@ -246,7 +246,7 @@ def test_bytes_of_a_sound_become_a_file(hub, tmp_path, monkeypatch):
         ("some/data", {}, "Could not stream some/data: Dataset 'some/data' doesn't exist on the Hub. Check the name"),
         ("coco", {}, "There is no calibration set 'coco'.*tamp-llava-next"),
         ("mini-vqa", {"filter": {"a": "b"}}, "filter has no effect on a shipped set"),
-        ([{}], {"media": "x"}, "media has no effect on samples"),
+        ([{"input_ids": None}], {"media": "x"}, "media has no effect on samples"),
         ("mini-vqa", {"min_tokens": 9, "max_tokens": 3}, "at least 9 and at most 3"),
     ],
 )
@@ -270,6 +270,7 @@ def test_the_command_line_asks_for_the_same(monkeypatch, tmp_path):
 
     monkeypatch.setattr(tamp, "calibration_set", calibration_set, raising=False)
     monkeypatch.setattr(tamp, "load", lambda *_: (None, None), raising=False)
+    monkeypatch.setattr("tamp.checkpoint.check_savable", lambda *_: None)
     line = (
         "prune m --out {} --calibration a/b --filter x=y=z --balance text image --max-tokens 9 --media d --n 3 --seed 1"
     )
@@ -277,7 +278,7 @@ def test_the_command_line_asks_for_the_same(monkeypatch, tmp_path):
     assert cli.main(["plan", "m", "--mix", "a/b=0.7", "f=x.jsonl=0.3", "--n", "3"]) == 2
     usual = {"filter": {}, "balance": (), "min_tokens": 0, "max_tokens": None, "media": None}
     first = {**usual, "filter": {"x": "y=z"}, "balance": ["text", "image"], "max_tokens": 9, "media": "d"}
-    assert asked == [("a/b", (3, 1), first), ({"a/b": 0.7, "f=x.jsonl": 0.3}, (3, 42), usual)]
+    assert asked == [("a/b", (3, 1, "raise"), first), ({"a/b": 0.7, "f=x.jsonl": 0.3}, (3, 42, "raise"), usual)]
 
 
 @pytest.mark.parametrize("given", [["--mix", "a"], ["--mix", "a=much"], ["--filter", "a"]])

@@ -184,10 +184,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(command, tmp_
 def test_a_pruned_model_that_cannot_be_saved_is_kept_elsewhere(tmp_path, monkeypatch, capsys):
     save, out = checkpoint.save, tmp_path / "out"
 
-    def full(model, processor, folder, **settings):
+    def full(model, processor, folder, *settings, **more):
         if str(folder) == str(out):
             raise UserError("Could not save: No space left on device. Nothing was left there.")
-        return save(model, processor, folder, **settings)
+        return save(model, processor, folder, *settings, **more)
 
     monkeypatch.setattr(checkpoint, "save", full)
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))

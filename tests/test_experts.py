@@ -324,7 +324,7 @@ def test_the_command_saves_and_the_folder_is_verified(tmp_path, monkeypatch, cap
     model, samples = families.build("qwen3_vl_moe")
     expected = drop(families.build("qwen3_vl_moe")[0], samples, 0.75, tokens="balanced", text_share=0.7)
     monkeypatch.setattr(tamp, "load", lambda *args: (model, None), raising=False)
-    monkeypatch.setattr(tamp, "calibration_set", lambda *args: samples, raising=False)
+    monkeypatch.setattr(tamp, "calibration_set", lambda *args, **chosen: samples, raising=False)
     out = tmp_path / "cut"
     asked = ["drop-experts", "any", "--calibration", "some.jsonl", "--out", str(out)]
     assert cli.main([*asked, "--keep", "0.75", "--tokens", "balanced", "--text-share", "0.7"]) == 0

@@ -31,7 +31,7 @@ import transformers
 from PIL import Image
 
 import tamp
-from tamp import checkpoint, conversations, plans, records, schema
+from tamp import checkpoint, conversations, plans, records, schema, verifying
 from tamp.errors import UserError
 from tamp.evaluation import results
 from tamp.videollama2 import convert
@@ -252,7 +252,7 @@ def make(root: Path) -> dict[str, tuple[Target, Path]]:
         name: (target, folders[where])
         for name, where, target in (
             ("plan", "plan", Target("plan.json", 2000, lambda f: plans.Plan.read(f / "plan.json"), _plan_adds_up)),
-            ("manifest", "manifest", Target("tamp.json", 1500, checkpoint.verify)),
+            ("manifest", "manifest", Target("tamp.json", 1500, verifying.verify)),
             ("comparison", "compare", Target("grid.json", 1500, _read_grid)),
             ("calibration, JSON", "sets", Target("set.json", 1500, _calibrate("set.json"), _are_messages)),
             ("calibration, JSON lines", "sets", Target("set.jsonl", 1500, _calibrate("set.jsonl"), _are_messages)),
