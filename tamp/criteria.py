@@ -365,13 +365,14 @@ CRITERIA = {
         source="Frantar and Alistarh 2023, arXiv 2301.00774",
     ),
 }
+"""Criteria by name. A function ``f(weight, mean_square) -> metric`` may stand in: (out, in) and (in,) to (out, in)."""
+
 CRITERIA["whisper"] = dataclasses.replace(
     CRITERIA["sparsegpt"],
     statistic=Covariance,
     summary="SparseGPT with the covariance of the inputs in place of their second moment",
     source="arXiv 2608.06630",
 )
-"""Criteria by name. A function ``f(weight, mean_square) -> metric`` may stand in: (out, in) and (in,) to (out, in)."""
 
 
 def rule(method: str | Callable) -> Criterion:

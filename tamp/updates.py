@@ -4,6 +4,7 @@ A row of a weight predicts one output from many inputs that resemble each other.
 others can take over much of what they did; by how much each must change is a least-squares problem per row.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -179,23 +180,15 @@ _OPTIONS = {
     ),
     "update_damping": Option(0.1, "how much the dense weights are held on to", least=0),
 }
-_STEPS = {"update_steps": Option(10, "steps of conjugate gradients at most", least=1)}
 
 UPDATES = {
     "none": Update(apply=None, summary="stay as they are"),
     "least_squares": Update(
         apply=_least_squares,
         statistic=partial(Hessian, dtype=torch.float32),
-        options=_OPTIONS | _STEPS,
+        options=_OPTIONS | {"update_steps": Option(10, "steps of conjugate gradients at most", least=1)},
         summary="make up for the dropped ones by least squares",
         source="Meng et al. 2024, arXiv 2406.07831",
-    ),
-    "least_squares_centred": Update(
-        apply=_least_squares,
-        statistic=partial(Covariance, dtype=torch.float32),
-        options=_OPTIONS | _STEPS,
-        summary="the same, with the covariance of the inputs in place of their second moment",
-        source="arXiv 2608.06630",
     ),
     "admm": Update(
         apply=_admm,
@@ -207,3 +200,10 @@ UPDATES = {
     ),
 }
 """Updates by name."""
+
+UPDATES["least_squares_centred"] = dataclasses.replace(
+    UPDATES["least_squares"],
+    statistic=partial(Covariance, dtype=torch.float32),
+    summary="the same as least_squares, with the covariance of the inputs in place of their second moment",
+    source="arXiv 2608.06630",
+)

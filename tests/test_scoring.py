@@ -52,11 +52,11 @@ def test_fast_scores_are_those_of_real_generation(shipped):
 def test_a_prepared_benchmark_gives_the_same_scores_again_and_for_a_pruned_model(mini):
     model, processor = mini
     ready = scoring.prepare(processor, "mini-vqa", 60, seed=3)
-    first = scoring.evaluate(model, processor, ready, progress=False)
-    pd.testing.assert_frame_equal(first, scoring.evaluate(model, processor, ready, progress=False))
+    first = tamp.evaluate(model, processor, ready, progress=False)
+    pd.testing.assert_frame_equal(first, tamp.evaluate(model, processor, ready, progress=False))
     tamp.prune(model, None, tamp.Recipe.preset("magnitude", sparsity=0.8), progress=False)
-    again = scoring.evaluate(model, processor, ready, progress=False)
-    pd.testing.assert_frame_equal(again, scoring.evaluate(model, processor, "mini-vqa", 60, seed=3, progress=False))
+    again = tamp.evaluate(model, processor, ready, progress=False)
+    pd.testing.assert_frame_equal(again, tamp.evaluate(model, processor, "mini-vqa", 60, seed=3, progress=False))
     assert (again["nll"] > first["nll"]).any()
 
 

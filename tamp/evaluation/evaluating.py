@@ -32,8 +32,10 @@ def evaluate(
         limit: how many questions in all; None for 1000 of a shipped set, or all of anything else.
         seed: random seed for drawing the questions of a shipped set.
         progress: show a bar.
-        options: for a published benchmark those of :func:`tamp.evaluation.benchmarks.answers`: ``data`` (a local copy),
-            ``protocol``, ``batch_size``, ``recorded`` (a file to go on from), ``likelihood`` and ``frames``.
+        options: for a set or a file ``on_error``, what to do with a record that cannot be used: ``"raise"`` its error, or
+            ``"skip"`` it and warn at the end. For a published benchmark those of
+            :func:`tamp.evaluation.benchmarks.answers`: ``data`` (a local copy), ``protocol``, ``batch_size``, ``recorded``
+            (a file to go on from), ``likelihood`` and ``frames``.
 
     Returns:
         A row per task, with shares in [0, 1]: task, n, accuracy (greedy decoding; exact match, or the published metric),
@@ -57,7 +59,7 @@ def evaluate(
         raise UserError(
             f"{min(published)} is for published benchmarks ({', '.join(benchmarks.TABLE)}); {benchmark} does not use it."
         )
-    return scoring.evaluate(model, processor, benchmark, limit, seed, progress, **options)
+    return scoring.summarise(scoring.answers(model, processor, benchmark, limit, seed, progress, **options))
 
 
 def check_name(benchmark) -> None:

@@ -33,7 +33,6 @@ __all__ = [
     "Benchmark",
     "Group",
     "answers",
-    "evaluate",
     "in_per_cent",
     "overall",
     "perplexity",
@@ -171,40 +170,6 @@ def _complete(model: nn.Module, ready: Benchmark, made: Scores, known: Proof, pr
         with told(group.questions[number].place):
             scores[number] = plain.score(model, group, number)
     return "shared" if not left else "plain" if len(left) == every else "mixed"
-
-
-def evaluate(
-    model: nn.Module,
-    processor,
-    benchmark: str | Path | Benchmark,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: bool = True,
-    on_error: str = "raise",
-) -> pd.DataFrame:
-    """Evaluate a model on a benchmark.
-
-    Args:
-        model: a model from :func:`tamp.load`, pruned or not.
-        processor: its processor.
-        benchmark: a shipped benchmark (``"mini-vqa"``, ``"smol-vqa"``, ``"facts"``, ``"smol-avqa"``), a ``.jsonl`` or
-            ``.json`` file of questions (see :func:`tamp.conversations.questions`), a list of records, or one from
-            :func:`prepare`.
-        limit: how many questions in all; None for 1000 of a shipped benchmark, or all of a file.
-        seed: random seed for drawing the questions of a shipped benchmark.
-        progress: show a bar.
-        on_error: what to do with a record that cannot be used: ``"raise"`` its error, or ``"skip"`` it and warn at the end.
-
-    Returns:
-        A row per task, with shares in [0, 1]: task, n, accuracy (greedy decoding, exact match), low and high (95 % Wilson
-        interval of it), choice_accuracy (restricted to the question's choices), nll (nats per answer token), chance. Its
-        ``attrs["scored"]`` and ``attrs["skipped"]`` are those of :func:`answers`.
-
-    Raises:
-        UserError: if there is no such benchmark, a question, picture, video or sound is not right, the model does not
-            take what the questions are about, or it has no language model head.
-    """
-    return summarise(answers(model, processor, benchmark, limit, seed, progress, on_error))
 
 
 @torch.no_grad()
