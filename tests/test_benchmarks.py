@@ -194,7 +194,7 @@ def test_the_rounding_script_exchanges_the_types_of_both_sums_and_puts_them_back
         return {}
 
     monkeypatch.setattr(rounding.search, "run", run)
-    rounding.main(["--model", "mini-llava-next"])
+    rounding.main()
     assert seen["types"] == [torch.float32, torch.float64] and seen["methods"][0] == "sparsegpt"
     assert criteria.CRITERIA["sparsegpt"].statistic is criteria.Hessian
 

@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
     options = parser.parse_args(arguments)
-    choice = results.recorded(quality.name(MODEL, update_search.SEARCHES["least_squares"].records["choose"]))
-    methods = ("sparsegpt", update_search.chosen(choice))
+    methods = update_search.confirmed()
     known = calibration.calibration_set
     with mock.patch.object(calibration, "calibration_set", lambda *given: samples(known, *given)):
         for name in options.variants:

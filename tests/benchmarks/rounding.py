@@ -1,17 +1,15 @@
 """How much of a score is rounding: cells of the confirmation once more, with the sums of H in the other type.
 
-    python tests/benchmarks/rounding.py --model smol-llava-next
+    python tests/benchmarks/rounding.py
 
-SparseGPT sums H in float64 and the update in float32; here it is the reverse, on the same samples and questions. Both are
+SparseGPT sums H in float64 and the updates in float32; here it is the reverse, on the same samples and questions. Both are
 right; what differs between them no interval over questions or calibration seeds contains.
 """
 
-import argparse
 import dataclasses
 from functools import partial
 from unittest import mock
 
-import quality
 import search
 import torch
 import update_search
@@ -19,27 +17,24 @@ import update_search
 from tamp import criteria, updates
 from tamp.evaluation import results
 
+MODEL = "smol-llava-next"
+LEVELS = (0.5, 0.6)
 
-def main(arguments: list[str] | None = None) -> dict:
+
+def main() -> dict:
     """Run the cells that are missing, and return them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smol-llava-next", choices=quality.GRIDS)
-    model = parser.parse_args(arguments).model
     with mock.patch.dict(criteria.CRITERIA), mock.patch.dict(updates.UPDATES):
         exchange()
-        sought = update_search.SEARCHES["least_squares"]
-        choice = results.recorded(quality.name(model, sought.records["choose"]))
-        methods = ("sparsegpt", update_search.chosen(choice))
-        return search.run(
-            model, update_search.CONFIRM, methods, sought.levels[model], "update_rounding", "sparsegpt", text=False
-        )
+        methods = update_search.confirmed()
+        return search.run(MODEL, update_search.CONFIRM, methods, LEVELS, "update_rounding", "sparsegpt", text=False)
 
 
 def exchange() -> None:
-    """Give SparseGPT sums in float32, and the update sums in float64."""
+    """Give SparseGPT sums in float32, and the updates sums in float64."""
     for table, name, dtype in (
         (criteria.CRITERIA, "sparsegpt", torch.float32),
         (updates.UPDATES, "least_squares", torch.float64),
+        (updates.UPDATES, "admm", torch.float64),
     ):
         table[name] = dataclasses.replace(table[name], statistic=partial(criteria.Hessian, dtype=dtype))
 

@@ -3,6 +3,7 @@
     python tests/benchmarks/update_search.py choose --model smol-llava-next
     python tests/benchmarks/update_search.py confirm --model smol-llava-next
     python tests/benchmarks/update_search.py choose --model smol-llava-next --of admm
+    python tests/benchmarks/update_search.py levels
 
 Every candidate is a mask of the package under ``update="least_squares"``. They are compared once, on the seeds and
 questions of `CHOOSE`, and one is chosen per model: of those that take at most `COST` times the seconds of SparseGPT in the
@@ -13,6 +14,9 @@ of documentation is not above SparseGPT's.
 
 A second search, ``--of admm``, asks the same of masks that are chosen while the other weights adapt, where a fixed mask
 falls short: 2:4, and the highest level of the first. Seeds, questions and rule are the same; the cost allowed is larger.
+
+What both searches confirmed on smol-llava-next is then run at the levels of `LEVELS`, on the same samples and questions. No
+choice is made there.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import statistics
 from typing import NamedTuple
 
 import quality
+import recording
 import search
 
 from tamp.evaluation import results
@@ -27,6 +32,8 @@ from tamp.evaluation import results
 REFERENCES = ("sparsegpt", "tamp", "atv", "text")
 CHOOSE = {"n_questions": 100, "question_seed": 21, "calibration_seeds": (30,)}
 CONFIRM = {"n_questions": 500, "question_seed": 22, "calibration_seeds": (40, 41, 42)}
+
+LEVELS = (0.4, 0.5, 0.6, "2:4")
 
 
 class Search(NamedTuple):
@@ -103,6 +110,42 @@ def difference(grid: dict, method: str, level: float) -> tuple[float, float, flo
     return results.interval(results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level))
 
 
+def confirmed() -> list[str]:
+    """Return what the searches chose on smol-llava-next, with SparseGPT first."""
+    choices = {of: results.recorded(quality.name("smol-llava-next", SEARCHES[of].records["choose"])) for of in SEARCHES}
+    return ["sparsegpt", *(chosen(choice, of) for of, choice in choices.items())]
+
+
+def at_levels() -> dict:
+    """Run what the confirmations lack of `LEVELS`, and return all of it as one comparison."""
+    methods = confirmed()
+    out = recording.RESULTS / f"{quality.name('smol-llava-next', 'update_levels')}.json"
+    if not out.exists():
+        made = [
+            results.recorded(quality.name("smol-llava-next", each.records["confirm"])) for each in SEARCHES.values()
+        ]
+        cells = {
+            (cell["method"], cell["level"], cell["calibration_seed"]): cell for grid in made for cell in grid["cells"]
+        }
+        kept = [cell for (method, level, _), cell in cells.items() if method == "dense" or method in methods]
+        results.write_result(out, {**made[0], "cells": [cell for cell in kept if cell["level"] in (0.0, *LEVELS)]})
+    return search.run("smol-llava-next", CONFIRM, methods, LEVELS, "update_levels", "sparsegpt")
+
+
+def levels_table(grid: dict) -> str:
+    """Write accuracy with its difference to SparseGPT's, likelihood and perplexity, per level and method."""
+    lines = ["| | method | accuracy | less SparseGPT | NLL | perplexity |", "|---|---|---|---|---|---|"]
+    for level in results.levels(grid):
+        for method in results.methods(grid):
+            cells = results.cells_of(grid, method, level)
+            points, low, high = difference(grid, method, level)
+            apart = "–" if method == "sparsegpt" else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
+            accuracy, nll, text = (results.mean(cells, field) for field in ("accuracy", "nll", "documentation"))
+            name = results.level_name(level)
+            lines.append(f"| {name} | `{method}` | {100 * accuracy:.1f} | {apart} | {nll:.2f} | {text:.0f} |")
+    return "\n".join(lines)
+
+
 def table(grid: dict) -> str:
     """Write accuracy, likelihood, perplexity and seconds against SparseGPT's, per method and level."""
     levels = results.levels(grid)
@@ -140,11 +183,13 @@ def line(grid: dict, method: str) -> str:
 def main(arguments: list[str] | None = None) -> dict:
     """Run the cells that are missing of one of the two comparisons, and return it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("choose", "confirm"))
+    parser.add_argument("stage", choices=("choose", "confirm", "levels"))
     parser.add_argument("--model", default="smol-llava-next", choices=quality.GRIDS)
     parser.add_argument("--of", default="least_squares", choices=SEARCHES, help="which update")
     options = parser.parse_args(arguments)
     sought = SEARCHES[options.of]
+    if options.stage == "levels":
+        return at_levels()
     if options.stage == "choose":
         stage, methods = CHOOSE, ("sparsegpt", *sought.candidates)
     else:
