@@ -8,7 +8,7 @@ from tamp import criteria, masks, scores, selection, updates
 from tamp.errors import UserError, unknown
 from tamp.methods import Allocation, Criterion, Option, Tokens, Update, name_of
 
-PRESETS: dict[str, dict[str, str]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "magnitude": {"allocation": "uniform", "tokens": "all", "criterion": "magnitude"},
     "wanda": {"allocation": "uniform", "tokens": "all", "criterion": "wanda"},
     "sparsegpt": {"allocation": "uniform", "tokens": "all", "criterion": "sparsegpt"},
@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "atv": {"allocation": "uniform", "tokens": "atv", "criterion": "wanda"},
     "amia": {"allocation": "uniform", "tokens": "amia", "criterion": "wanda"},
     "tamp": {"allocation": "das", "tokens": "amia", "criterion": "wanda"},
+    "repair": {"allocation": "uniform", "tokens": "atv", "criterion": "wanda", "update": "admm", "update_damping": 0.01},
 }
 METHODS: dict[str, Mapping[str, Any]] = {
     "allocation": scores.ALLOCATIONS,
@@ -27,7 +28,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "criterion": criteria.CRITERIA,
     "update": updates.UPDATES,
 }
-"""The axes of a recipe and their tables. A preset that does not name an update has none."""
+"""The axes of a recipe and their tables. A preset that does not name an update has none; it may set options too."""
 
 SAMPLES = Option(32, "calibration samples that an allocation looks at, from the first on; None for all", least=1)
 

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
     options = parser.parse_args(arguments)
-    methods = update_search.confirmed()
+    methods = ("sparsegpt", update_search.confirmed()[-1])
     known = calibration.calibration_set
     with mock.patch.object(calibration, "calibration_set", lambda *given: samples(known, *given)):
         for name in options.variants:

@@ -16,7 +16,7 @@ A second search, ``--of admm``, asks the same of masks that are chosen while the
 falls short: 2:4, and the highest level of the first. Seeds, questions and rule are the same; the cost allowed is larger.
 
 What both searches confirmed on smol-llava-next is then run at the levels of `LEVELS`, on the same samples and questions. No
-choice is made there.
+choice is made there. A third search, ``--of steps``, asks whether fewer steps do, at a lower cost.
 """
 
 import argparse
@@ -34,6 +34,7 @@ CHOOSE = {"n_questions": 100, "question_seed": 21, "calibration_seeds": (30,)}
 CONFIRM = {"n_questions": 500, "question_seed": 22, "calibration_seeds": (40, 41, 42)}
 
 LEVELS = (0.4, 0.5, 0.6, "2:4")
+TWO = ("least_squares", "admm")
 
 
 class Search(NamedTuple):
@@ -88,6 +89,13 @@ SEARCHES = {
         records={"choose": "admm_choice", "confirm": "admm_confirmation"},
         references=("sparsegpt",),  # the first confirmation has the others
     ),
+    "steps": Search(
+        candidates=tuple(f"atv:update=admm,update_damping=0.01,admm_steps={steps}" for steps in (8, 12, 16)),
+        cost=1.25,
+        levels={"smol-llava-next": (0.6, "2:4")},
+        records={"choose": "steps_choice", "confirm": "steps_confirmation"},
+        references=("sparsegpt",),
+    ),
 }
 
 
@@ -112,7 +120,7 @@ def difference(grid: dict, method: str, level: float) -> tuple[float, float, flo
 
 def confirmed() -> list[str]:
     """Return what the searches chose on smol-llava-next, with SparseGPT first."""
-    choices = {of: results.recorded(quality.name("smol-llava-next", SEARCHES[of].records["choose"])) for of in SEARCHES}
+    choices = {of: results.recorded(quality.name("smol-llava-next", SEARCHES[of].records["choose"])) for of in TWO}
     return ["sparsegpt", *(chosen(choice, of) for of, choice in choices.items())]
 
 
