@@ -20,7 +20,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "atv": {"allocation": "uniform", "tokens": "atv", "criterion": "wanda"},
     "amia": {"allocation": "uniform", "tokens": "amia", "criterion": "wanda"},
     "tamp": {"allocation": "das", "tokens": "amia", "criterion": "wanda"},
-    "repair": {"allocation": "uniform", "tokens": "atv", "criterion": "wanda", "update": "admm", "update_damping": 0.01},
+    "repair": {
+        "allocation": "uniform",
+        "tokens": "atv",
+        "criterion": "wanda",
+        "update": "admm",
+        "update_damping": 0.01,
+    },
 }
 METHODS: dict[str, Mapping[str, Any]] = {
     "allocation": scores.ALLOCATIONS,

@@ -201,7 +201,7 @@ def test_the_rounding_script_exchanges_the_types_of_both_sums_and_puts_them_back
 
 @pytest.mark.parametrize(("source", "visual"), [("prose", 0), ("half", 2), ("mini-vqa", 4)])
 def test_calibration_sets_from_another_world(source, visual, processor, monkeypatch):
-    monkeypatch.setattr(other_calibration, "MODEL", "mini-llava-next")
+    monkeypatch.setattr(other_calibration, "SMOL", "mini-llava-next")
     drawn = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)
     assert len(drawn) == 4 and sum("pixel_values" in each for each in drawn) == visual
     again = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)

@@ -18,7 +18,7 @@ from tamp import criteria, updates
 from tamp.evaluation import results
 
 MODEL = "smol-llava-next"
-LEVELS = (0.5, 0.6)
+LEVELS = (0.6,)
 
 
 def main() -> dict:

@@ -28,6 +28,7 @@ import recording
 import search
 
 from tamp.evaluation import results
+from tamp.recipe import PRESETS, Recipe
 
 REFERENCES = ("sparsegpt", "tamp", "atv", "text")
 CHOOSE = {"n_questions": 100, "question_seed": 21, "calibration_seeds": (30,)}
@@ -124,6 +125,14 @@ def confirmed() -> list[str]:
     return ["sparsegpt", *(chosen(choice, of) for of, choice in choices.items())]
 
 
+def called(method: str) -> str:
+    """Return the name of the preset that a spelled method is, or what it is spelled."""
+    if ":" not in method:
+        return method
+    recipe = Recipe.spelled(method, 0.5)
+    return next((name for name in PRESETS if Recipe.preset(name, sparsity=0.5) == recipe), method)
+
+
 def at_levels() -> dict:
     """Run what the confirmations lack of `LEVELS`, and return all of it as one comparison."""
     methods = confirmed()
@@ -150,7 +159,7 @@ def levels_table(grid: dict) -> str:
             apart = "–" if method == "sparsegpt" else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
             accuracy, nll, text = (results.mean(cells, field) for field in ("accuracy", "nll", "documentation"))
             name = results.level_name(level)
-            lines.append(f"| {name} | `{method}` | {100 * accuracy:.1f} | {apart} | {nll:.2f} | {text:.0f} |")
+            lines.append(f"| {name} | `{called(method)}` | {100 * accuracy:.1f} | {apart} | {nll:.2f} | {text:.0f} |")
     return "\n".join(lines)
 
 
@@ -167,7 +176,7 @@ def table(grid: dict) -> str:
                 said += f"; {results.mean(cells, 'documentation'):.0f}"
             cost = statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base))
             row.append(f"{said}) {cost:.2f} x")
-        lines.append(f"| `{method}` | {' | '.join(row)} |")
+        lines.append(f"| `{called(method)}` | {' | '.join(row)} |")
     text = "; perplexity of documentation" if "documentation" in grid["cells"][0] else ""
     seeds = len({cell["calibration_seed"] for cell in grid["cells"] if cell["level"]})
     note = (
@@ -185,7 +194,7 @@ def line(grid: dict, method: str) -> str:
         said.append(
             f"{verdict} SparseGPT at {results.level_name(level)}, {points:+.1f} points [{low:+.1f}, {high:+.1f}]"
         )
-    return f"* `{grid['model']}`, `{method}`: {'; '.join(said)}."
+    return f"* `{grid['model']}`, `{called(method)}`: {'; '.join(said)}."
 
 
 def main(arguments: list[str] | None = None) -> dict:
