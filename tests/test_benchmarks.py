@@ -25,6 +25,7 @@ import selection_speed
 import sizes
 import tiny
 import torch
+import update_cost
 import update_search
 
 import tamp
@@ -290,3 +291,13 @@ def test_recovery_trains_answers_alone_keeps_zeros_and_goes_on_where_it_stopped(
     assert "| 70.00% |" in recovery.table(result)
     monkeypatch.delattr(recovery, "run")
     assert recovery.main([*small, "--seeds", "0"]) == result
+
+
+def test_an_update_takes_as_many_launches_whatever_the_width_and_sparsegpt_some_per_column():
+    recorded = results.recorded("update_cost")["methods"]
+    for method in ("least_squares", "admm"):
+        counts = [update_cost.run(method, 8, width)[0] for width in (64, 160)]  # ties are settled in a few more
+        assert counts == pytest.approx([recorded[method]["launches"]] * 2, abs=20)
+        assert update_cost.products(method, 16, 64) == pytest.approx(recorded[method]["products"])
+    few, many = (update_cost.run("sparsegpt", 8, width)[0] for width in (128, 256))
+    assert (many - few) / 128 == pytest.approx(recorded["sparsegpt"]["launches_per_column"], abs=0.5)
