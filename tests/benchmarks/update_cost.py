@@ -4,7 +4,8 @@
 
 Matrix products and launches are counted while the functions run on small matrices, at two widths. Products grow as
 ``out * in^2`` and launches are constant or grow with the columns, which a test holds; both are then computed for the
-shapes of the 8B model. Factorisations, ``in^3`` each, are added by formula. Seconds follow from `RATE` and `LAUNCH`, which are assumed.
+shapes of the 8B model. Factorisations, ``in^3`` each, are added by formula. Seconds follow from `RATE` and `LAUNCH`, which
+are assumed.
 """
 
 import recording
