@@ -14,6 +14,7 @@ CORE = (
     "schema",
     "methods",
     "masks",
+    "ranks",
     "criteria",
     "diversity",
     "matrices",
@@ -58,6 +59,7 @@ WINGS = (
     "packs",
     "evaluation",
     "cli",
+    "__main__",
 )
 """Everything else, low to high too; a folder's modules may import each other, but not in a circle."""
 

@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # in a locale that cannot write everything
     try:
         options = parse(arguments)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] != ["prune"]:
+            raise UserError("Only `tamp prune` shares its work among processes: run this command without torchrun.")
         _quiet(options.debug)
         options.run(options)
         return 0
