@@ -35,6 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="store_true", help="measure perplexity of text and facts too")
     parser.add_argument("--baseline", help="method that the others are compared with (default: wanda, or the first)")
     parser.add_argument("--out", default="comparison.json", help="file to record in (default: comparison.json)")
+    parser.add_argument(
+        "--on", help="run every cell as a job: slurm or local, perhaps with options of submitit, slurm:name=value,..."
+    )
     parser.add_argument("--page", help="also write a page with tables and figures")
 
 
@@ -66,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         baseline=options.baseline,
         device=options.device,
         progress=common.bars(),
+        on=options.on,
     )
     for heading, table in results.tables(made):
         print(f"{heading}\n{table.to_string()}\n")
