@@ -80,6 +80,17 @@ def samples(known, source: str, processor, n: int, seed: int) -> list[dict]:
     return [each for pair in zip(pictures, texts) for each in pair]
 
 
+def recorded_table() -> str:
+    """Write the table of all variants that are recorded."""
+    found = {
+        name: results.recorded(record(name).removesuffix(".json"))
+        for name in VARIANTS
+        if (recording.RESULTS / record(name)).exists()
+    }
+    usual = {SMOL: results.recorded("smol_update_levels"), MINI: results.recorded("mini_admm_confirmation")}
+    return table(found, usual)
+
+
 def table(grids: dict[str, dict], confirmed: dict[str, dict]) -> str:
     """Write accuracy, likelihood and perplexity of documentation per calibration set, and the difference to SparseGPT.
 
