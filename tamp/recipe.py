@@ -38,6 +38,9 @@ METHODS: dict[str, Mapping[str, Any]] = {
 
 SAMPLES = Option(32, "calibration samples that an allocation looks at, from the first on; None for all", least=1)
 
+SEEN = ("activations", "loss")
+"""What allocations look at for which they need samples."""
+
 
 def options() -> dict[str, Option]:
     """Return every option of every method by name, in the order of the tables."""
@@ -109,6 +112,8 @@ class Recipe:
         if allocation_samples is not None:
             allocation_samples = SAMPLES.check("allocation_samples", allocation_samples)
         object.__setattr__(self, "allocation_samples", allocation_samples)
+        if allocation_samples != SAMPLES.default and not self.allocation_needs_samples:
+            raise UserError(f"allocation_samples has no effect with allocation={name_of(allocation)!r}: leave it out.")
         if criterion == "magnitude" and tokens != "all":
             raise UserError(
                 f"criterion='magnitude' does not use calibration tokens; tokens={name_of(tokens)!r} has no effect. "
@@ -184,6 +189,8 @@ class Recipe:
         kept = {name for row in self.rules[1:] for name in row.options}
         if allocation == self.allocation:
             kept = set(self.options)
+        if scores.rule(allocation).looks_at not in SEEN:
+            chosen["allocation_samples"] = SAMPLES.default
         return Recipe(**{**chosen, "allocation": allocation}, **{name: self.options[name] for name in kept})
 
     def summary(self) -> dict[str, Any]:
@@ -199,7 +206,7 @@ class Recipe:
     @property
     def allocation_needs_samples(self) -> bool:
         """Whether the allocation looks at calibration samples."""
-        return self.rules[0].looks_at in ("activations", "loss")
+        return self.rules[0].looks_at in SEEN
 
     @property
     def needs_samples(self) -> bool:

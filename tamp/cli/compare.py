@@ -50,6 +50,12 @@ def run(options: argparse.Namespace) -> None:
     if options.page:
         files.check_file(options.page)
     benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
+    if benchmark not in conversations.SETS:
+        common.refuse_idle(options, ["question_seed"], f"on {benchmark}: its questions come in their own order")
+    asked = levels(options.levels)
+    if not any(tamp.Recipe.spelled(method, level).needs_samples for method in options.methods for level in asked):
+        idle = ("calibration", "n_samples", "calibration_seeds")
+        common.refuse_idle(options, idle, "because the chosen methods use no calibration samples")
     settings = tamp.Settings(
         model=options.model,
         benchmark=benchmark,
@@ -63,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     made = tamp.compare(
         settings,
         options.methods,
-        levels(options.levels),
+        asked,
         options.calibration_seeds,
         out=options.out,
         baseline=options.baseline,

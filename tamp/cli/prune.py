@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = common.recipe_of(options, **fixed)
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
-    source, chosen = common.calibration_source(options, options.model) if needed else ("", {})
+    source, chosen = common.calibration_source(options, options.model, needed)
     model, processor = tamp.load(options.model, ranks.join(options.device), options.dtype)
     checkpoint.check_savable(model, processor)
     drawn = (options.n_samples, options.calibration_seed, options.on_error)

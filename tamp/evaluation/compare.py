@@ -77,7 +77,7 @@ def cells(methods: Sequence[str], levels: Sequence[float | str], calibration_see
     if strange := [seed for seed in calibration_seeds if whole(seed) is None or seed < 0]:
         raise UserError(f"A calibration seed is a whole number from 0 on, not {strange[0]!r}.")
     calibration_seeds = [whole(seed) for seed in calibration_seeds]
-    levels = [float(level) if isinstance(level, Real) else level for level in levels]
+    levels = [float(level) if isinstance(level, Real) and 0 <= level < 1 else level for level in levels]
     made = [
         (method, level, seed)
         for level in levels
