@@ -1,6 +1,7 @@
 """Sphinx extension: pages carry their figures, so that no page asks a network for anything and figures work from a disk.
 
-* The still of a figure (`_static/README.md` has its form) becomes part of the page: its colours then follow the page's theme.
+* The still of a figure (`_static/README.md` has its form) becomes part of the page, so its colours follow
+  the page's theme.
 * The data of an explorable figure follow it, for `tamp-figures.js`.
 * The badges of Colab and the picture of a shared link come from `_static/`.
 """

@@ -10,12 +10,13 @@ import statistics
 from pathlib import Path
 
 import agreement
-import answers
 import benchmark_table
 import cpu_speed
+import drawings
 import expert_table
 import export_zeros
 import family_table
+import figure_data
 import fuzz
 import method_tables
 import outliers
@@ -26,6 +27,7 @@ import recording
 import recovery
 import search
 import sizes
+import stills
 import update_search
 from matplotlib.figure import Figure
 
@@ -413,7 +415,10 @@ def main() -> None:
     """Refresh pages and figures."""
     for page in PAGES:
         (recording.ROOT / page).write_text(refreshed(page))
-    answers.draw(read("answers"), read("smol_quality"), recording.RESULTS / "answers.png")
+    for name in figure_data.DERIVED:
+        figure_data.write(name)
+    stills.main()
+    drawings.main()
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     for short in ("mini", "smol"):
         figures.grid_figure(read(f"{short}_quality")).savefig(recording.RESULTS / f"{short}_quality.png", dpi=150)

@@ -35,7 +35,9 @@ def tag(name: str, content: str = "", **attributes) -> str:
     return f"<{name}{said}>{content}</{name}>" if content else f"<{name}{said}/>"
 
 
-def text(x: float, y: float, words: str, size: float = 15, class_: str = "tf-ink", anchor: str | None = None, **more) -> str:
+def text(
+    x: float, y: float, words: str, size: float = 15, class_: str = "tf-ink", anchor: str | None = None, **more
+) -> str:
     """Write a line of text, its baseline at y."""
     return tag("text", escape(words), x=x, y=y, font_size=size, class_=class_, text_anchor=anchor, **more)
 
