@@ -15,7 +15,8 @@ from tamp.evaluation import results
 from tamp.recipe import METHODS, PRESETS, options
 
 ROOT = Path(__file__).parents[1]
-BOOK = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "book").glob("*.md"))]
+BOOK = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "book").glob("[!_]*/*.md"))]
+BOOK += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "book").glob("*.md"))]
 READ = ["README.md", "data/README.md", *BOOK]
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 

@@ -105,7 +105,7 @@
       { label: "size of its input", values: data.norm },
       { label: "the product of both", values: data.weight.map((w, j) => Math.abs(w) * data.norm[j]) },
     ];
-    const chart = svg("svg", { viewBox: `0 0 ${width} 392`, role: "img" });
+    const chart = svg("svg", { viewBox: `0 0 ${width} 392`, role: "img", class: "tf-narrow" });
     const said = el("p", { class: "tf-say", "aria-live": "polite" });
     const top = (place) => 22 + place * 86;
     const columns = data.weight.map((_, j) => left + j * step);
@@ -166,8 +166,9 @@
       view.append(add(svg("rect", { x: column * cell + (end ? 4 : 0), y: 18 + row * cell + (end ? 2 : 0), width: end ? 8 : cell, height: end ? cell - 4 : cell, rx: end ? 2 : 0, class: end ? "tf-token tf-newline" : "tf-token" }), end ? "the newline of a row" : "a patch of the full view"));
     }
     data.words.slice(data.first).forEach(word);
-    const holder = el("div", { class: "tf-row tf-map" }, view, words);
-    return { holder, view, words, nodes, isWord: (i) => i < data.first || i >= data.first + visual, count: nodes.length };
+    const side = el("div", { class: "tf-side" }, words);
+    const holder = el("div", { class: "tf-row tf-map" }, view, side);
+    return { holder, side, view, words, nodes, isWord: (i) => i < data.first || i >= data.first + visual, count: nodes.length };
   }
 
   // ---- who votes: tokens that look alike, and how much of the vote words have
@@ -261,7 +262,8 @@
     map.nodes.forEach(({ node }, i) => node.style.setProperty("--heat", data.attention[i] / 100));
     map.holder.classList.add("tf-heat");
     steps.prepend(play);
-    box.append(el("p", { class: "tf-note" }, data.title), steps, map.holder, chart, said);
+    map.side.append(chart);
+    box.append(el("p", { class: "tf-note" }, data.title), steps, map.holder, said);
     draw();
   };
 
@@ -311,7 +313,7 @@
     const chart = svg("svg", { viewBox: "0 0 480 262", role: "img" });
     const said = el("p", { class: "tf-say", "aria-live": "polite" });
     const legend = el("p", { class: "tf-legend" });
-    const x = (share) => 40 + 432 * share, y = (share) => 222 - 200 * share;
+    const x = (share) => 40 + 390 * share, y = (share) => 222 - 200 * share;
 
     function draw() {
       const { kinds, sizes, scores, blocks } = data.models[model];
@@ -319,16 +321,16 @@
       const drops = allocate(used, sizes, target, room);
       const shares = drops.map((drop, i) => drop / sizes[i]);
       const lines = [0, 0.25, 0.5, 0.75, 1].flatMap((share) => [
-        svg("line", { x1: 40, x2: 472, y1: y(share), y2: y(share), stroke: "var(--tf-line)", "stroke-width": 0.6 }),
+        svg("line", { x1: 40, x2: 430, y1: y(share), y2: y(share), stroke: "var(--tf-line)", "stroke-width": 0.6 }),
         svg("text", { x: 34, y: y(share) + 4, "font-size": 12, "text-anchor": "end", class: "tf-soft" }, `${100 * share}`)]);
       chart.replaceChildren(
         ...lines,
         svg("text", { x: 0, y: 11, "font-size": 12, class: "tf-soft" }, "dropped of each linear, %"),
-        svg("line", { x1: 40, x2: 472, y1: y(target / 100), y2: y(target / 100), stroke: "var(--tf-accent)", "stroke-dasharray": "5 4" }),
-        svg("text", { x: 472, y: y(target / 100) - 5, "font-size": 12, "text-anchor": "end" }, "target"),
+        svg("line", { x1: 40, x2: 430, y1: y(target / 100), y2: y(target / 100), stroke: "var(--tf-accent)", "stroke-dasharray": "5 4" }),
+        svg("text", { x: 436, y: y(target / 100) + 4, "font-size": 12 }, "target"),
         ...shares.map((share, i) => svg("circle", { cx: x((i + 0.5) / shares.length), cy: y(share), r: shares.length > 100 ? 3 : 4.5, fill: data.colors[i % kinds.length], stroke: "var(--tf-ground)", "stroke-width": 0.7 })),
         svg("text", { x: 40, y: 242, "font-size": 12, class: "tf-soft" }, "block 0"),
-        svg("text", { x: 472, y: 242, "font-size": 12, "text-anchor": "end", class: "tf-soft" }, `block ${blocks - 1}`));
+        svg("text", { x: 430, y: 242, "font-size": 12, "text-anchor": "end", class: "tf-soft" }, `block ${blocks - 1}`));
       chart.setAttribute("aria-label", `${shares.length} linears between ${percent(Math.min(...shares))} and ${percent(Math.max(...shares))}`);
       legend.replaceChildren(...kinds.map((kind, i) => el("span", {}, el("i", { class: "tf-dot", style: `background:${data.colors[i]}` }), kind)));
       const total = sizes.reduce((a, b) => a + b, 0), gone = drops.reduce((a, b) => a + b, 0);
@@ -380,6 +382,70 @@
     const pick = (name) => { if (name !== chosen) { const focused = chart.contains(document.activeElement); chosen = name; draw(); if (focused) chart.lastChild.focus({ preventScroll: true }); } };
     const many = choices("tf-ranked", "Method", names.map((value) => ({ value, label: data.methods[value].label })), chosen, (value) => pick(value));
     box.append(chart, said, many);
+    draw();
+  };
+
+  // ---- a clip and what is picked of it, with and without padding
+
+  figures["clip-picks"] = (box, data) => {
+    let policy = data.start, timer = null, now = 0;
+    const wide = 400, frame = wide / data.times, top = frame + 34, high = 84;
+    const steps = () => data.policies[policy].hear.length / data.heights;
+    const sounding = data.policies.plain.hear.length / data.heights;
+    const chart = svg("svg", { viewBox: `0 0 ${wide} ${top + high + 16}`, role: "img" });
+    const cursor = svg("line", { y1: 18, y2: top + high, stroke: "#ff3d00", "stroke-width": 1.5 });
+    const bars = el("div", { class: "tf-bars tf-kinds" });
+    const said = el("p", { class: "tf-say", "aria-live": "polite" });
+
+    function move() {
+      const x = ((wide * sounding) / steps()) * (now / data.seconds);
+      cursor.setAttribute("x1", x);
+      cursor.setAttribute("x2", x);
+    }
+
+    function draw() {
+      const found = data.policies[policy], cells = data.edge * data.edge, cell = frame / data.edge;
+      const step = wide / steps(), band = high / data.heights, share = sounding / steps();
+      const most = Math.max(...found.seen, ...found.hear);
+      const parts = [
+        svg("text", { x: 0, y: 12, "font-size": 11, class: "tf-soft" }, "every other frame; bright: picked by many linears"),
+        svg("image", { href: data.strip, x: 0, y: 18, width: wide, height: frame, preserveAspectRatio: "none", style: "image-rendering:pixelated" }),
+        svg("text", { x: 0, y: top - 5, "font-size": 11, class: "tf-soft" }, share < 1 ? "the sound, then silence that only fills up 30 s" : "the sound"),
+        svg("rect", { x: 0, y: top, width: wide, height: high, fill: "#111" }),
+        svg("image", { href: data.sound, x: 0, y: top, width: wide * share, height: high, preserveAspectRatio: "none" })];
+      const mark = (x, y, width, height, picks) => picks && parts.push(svg("rect", { x, y, width, height, fill: "#ffd54f", opacity: (0.15 + (0.75 * picks) / most).toFixed(2) }));
+      found.seen.forEach((picks, i) => {
+        const time = Math.floor(i / cells), at = i % cells;
+        mark(time * frame + (at % data.edge) * cell, 18 + Math.floor(at / data.edge) * cell, cell, cell, picks);
+      });
+      found.hear.forEach((picks, i) => mark(Math.floor(i / data.heights) * step, top + high - ((i % data.heights) + 1) * band, step, band, picks));
+      chart.replaceChildren(...parts, cursor);
+      move();
+      const total = Object.values(found.picks).reduce((a, b) => a + b, 0);
+      bars.replaceChildren(...Object.entries(found.picks).filter(([kind]) => found.tokens[kind]).flatMap(([kind, picks]) => [
+        el("span", {}, kind),
+        el("span", { class: "tf-bar" }, el("i", { style: `width:${(100 * picks) / total}%; background:${data.colors[kind]}` })),
+        el("span", { class: "tf-count" }, `${picks.toFixed(1)} of ${found.tokens[kind]}`)]));
+      const part = (kind) => percent(found.picks[kind] / total);
+      said.textContent = `A linear picks ${total.toFixed(1)} tokens in the mean: ${part("words")} words, ${part("frames")} frames, ${part("sound")} sound` + (found.tokens.silence ? `, ${part("silence")} silence.` : ".");
+      chart.setAttribute("aria-label", said.textContent);
+    }
+
+    const play = el("button", { type: "button", onclick: () => (timer ? stop() : run()) }, "Play");
+    function stop() { cancelAnimationFrame(timer); timer = null; play.textContent = "Play"; }
+    function run() {
+      const begin = performance.now() - (now >= data.seconds ? 0 : now * 1000);
+      play.textContent = "Stop";
+      const tick = (time) => {
+        now = Math.min(data.seconds, (time - begin) / 1000);
+        move();
+        if (now < data.seconds) timer = requestAnimationFrame(tick); else stop();
+      };
+      timer = requestAnimationFrame(tick);
+    }
+    box.append(
+      choices("tf-policy", "The end of the sound", [{ value: "plain", label: "as it is" }, { value: "paper", label: "filled up with silence" }], policy, (value) => { policy = value; draw(); }),
+      chart, el("div", { class: "tf-controls" }, play), el("p", { class: "tf-note" }, "Picked by a linear, of all tokens:"), bars, said);
     draw();
   };
 

@@ -155,6 +155,7 @@ MEASURED: dict[str, Callable[[], dict]] = {
     "step-through-picks": lambda: figure_models.step_through_picks(seen()),
     "one-row": lambda: figure_models.one_row(seen()),
     "plan-sliders": figure_models.plan_sliders,
+    "clip-picks": figure_models.clip_picks,
 }
 """Name to what makes its data with a model."""
 

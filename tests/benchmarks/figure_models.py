@@ -10,10 +10,11 @@ import answers
 import numpy as np
 import svg
 import torch
+from PIL import Image
 from torch import Tensor
 
 import tamp
-from tamp import conversations, criteria, diversity, masks, models, planning, selection, updates, walk
+from tamp import conversations, criteria, diversity, masks, media, models, planning, selection, updates, walk
 from tamp.evaluation import figures, results
 
 QUESTION = 5
@@ -130,7 +131,7 @@ def who_votes(seen: Seen) -> dict:
             for share, names in groups.items()
         ],
         "n_samples": N_SAMPLES,
-        "start": seen.first + seen.shape[0][0] * seen.shape[0][1] + 1,
+        "start": int(alike.sum(1).argmax()),  # the token with the most company
     }
 
 
@@ -155,7 +156,7 @@ def step_through_picks(seen: Seen) -> dict:
     graph = selection.token_graph([outputs], seen.attention, seen.codes)
     picked, distances = picks_in_order(graph)
     assert sorted(picked) == selection.amia(outputs, seen.attention, seen.codes).nonzero().flatten().tolist()
-    heat = (100 * seen.attention / seen.attention.sort().values[-2]).clamp(max=100)  # the first token has half of all
+    heat = 100 * (seen.attention / seen.attention.sort().values[-2]).sqrt().clamp(max=1)  # the first token has half of all
     return {
         **shown(seen),
         "title": f"o_proj of block {BLOCK}, {len(seen.codes)} tokens. The shade is the last token's attention.",
@@ -164,7 +165,7 @@ def step_through_picks(seen: Seen) -> dict:
         "mmd": [round(value, 4) for value in distances],
         "bound": round(graph.bound[0].item(), 4),
         "attention": heat.round().int().tolist(),
-        "start": 0,
+        "start": len(picked),
     }
 
 
@@ -172,7 +173,8 @@ def one_row(seen: Seen) -> dict:
     """Return twelve neighbouring weights of a row, and what each method does to them if six are to go.
 
     The inputs are those that resemble each other most, and the row is one of typical errors: those that are nearest to the
-    medians over all rows, among rows where magnitude and Wanda differ in two weights or more.
+    medians over all rows, among rows where magnitude and Wanda differ in two weights or more and the errors are in the
+    order of their medians.
     """
     norms = seen.hessian.diagonal().sqrt()
     alike = seen.hessian.abs() / norms / norms[:, None]
@@ -201,14 +203,15 @@ def one_row(seen: Seen) -> dict:
     made = [pruned(row) for row in rows]
     errors = np.array([[error(new, row) for new in each.values()] for row, each in zip(rows, made)])
     differ = np.array([int(((each["magnitude"] == 0) & (each["wanda"] != 0)).sum()) >= 2 for each in made])
-    far = np.abs(errors - np.median(errors, 0)).sum(1) + np.where(differ, 0, np.inf)
+    ordered = (np.diff(errors, axis=1)[:, :2] < 0).all(1)  # as the medians are
+    far = np.abs(errors - np.median(errors, 0)).sum(1) + np.where(differ & ordered, 0, np.inf)
     best = int(far.argmin())
     says = {
         "magnitude": ("Magnitude", 0, "the six smallest weights go."),
         "wanda": ("Wanda", 2, "the six smallest products of weight and input go."),
         "sparsegpt": ("SparseGPT", 2, "what an earlier weight did is taken over by those to its right."),
         "update": (
-            "Wanda, then an update",
+            "Wanda + update",
             2,
             "the same six go as with Wanda, and all others move to make up for them.",
         ),
@@ -253,4 +256,70 @@ def plan_sliders() -> dict:
         "models": {name: {"kinds": kinds, "blocks": len(each["sizes"]) // n, **each} for name, each in made.items()},
         "colors": list(figures.LINEARS),
         "start": {"target": 60, "room": 10},
+    }
+
+
+POLICIES = ("plain", "paper")
+SOUNDS = {"sound": figures.MODALITIES["audio"], "silence": "#9aa1a9"}
+
+
+def clip_picks() -> dict:
+    """Return how often AMIA picks each token of chapter 6's clip, under both policies for the end of its sound."""
+    model, processor = tamp.load("smol-videollama2", device="cpu")
+    made = conversations.questions("smol-avqa", 64, seed=CHAPTER_SEED)
+    counts = [each for each in made if each.task == "sounds"]
+    clip = min(counts, key=lambda each: abs(int(each.answer) - 3)).videos
+    asked = next(each for each in made if each.videos == clip and each.task == "first")
+    messages = conversations.dialogue(asked.text, asked.answer, **asked.media)
+    amia, options = selection.TOKENS["amia"], tamp.Recipe.preset("amia").options
+    found: dict[str, dict] = {}
+    for policy in POLICIES:
+        processor.audio_policy = policy
+        sample = conversations.process(processor, messages)
+        if policy == "plain":
+            frames, sound = (sample["pixel_values_videos"][0].permute(0, 2, 3, 1) + 1) / 2, sample["input_features"][0]
+        captured = walk.capture(model, [sample], progress=False)
+        codes, picked, linears = captured[0].modality[0], torch.zeros(captured[0].modality.numel()), 0
+        for step in walk.walk(model, captured, attention=True):
+            for row in step:
+                (chosen,) = amia.choose([row], options)  # (linears, T)
+                picked += chosen.sum(0)
+                linears += len(chosen)
+        heard = picked[codes == models.AUDIO]
+        real = heard[: found["plain"]["heard"]] if found else heard
+        sums = {
+            "words": picked[codes == models.TEXT].sum(),
+            "frames": picked[codes == models.VISUAL].sum(),
+            "sound": real.sum(),
+            "silence": heard[len(real) :].sum(),
+        }
+        found[policy] = {
+            "heard": len(heard),
+            "tokens": {
+                "words": int((codes == models.TEXT).sum()),
+                "frames": int((codes == models.VISUAL).sum()),
+                "sound": len(real),
+                "silence": len(heard) - len(real),
+            },
+            "picks": {name: round(total.item() / linears, 2) for name, total in sums.items()},
+            "seen": (100 * picked[codes == models.VISUAL] / linears).round().int().tolist(),
+            "hear": (100 * heard / linears).round().int().tolist(),
+        }
+    times = processor.num_frames // processor.downsample[0]
+    every = frames[:: processor.downsample[0]].clamp(0, 1)
+    strip = (255 * torch.cat(list(every), 1)).round().byte().numpy()  # frames side by side
+    mel = torch.nn.functional.adaptive_avg_pool2d(sound.T.flip(0)[None, None], (48, 240))[0, 0]
+    loud = (255 * (mel - mel.min()) / (mel.max() - mel.min())).byte().numpy()
+    return {
+        "question": asked.text,
+        "answer": asked.answer,
+        "strip": svg.picture_uri(Image.fromarray(strip)),
+        "times": times,
+        "edge": int(round((processor.visual_tokens // times) ** 0.5)),
+        "sound": svg.picture_uri(Image.fromarray(loud)),
+        "heights": 8,
+        "seconds": round(len(sound) * media.HOP / media.RATE, 2),
+        "policies": found,
+        "colors": {"frames": figures.MODALITIES["visual"], "words": figures.MODALITIES["text"], **SOUNDS},
+        "start": "plain",
     }

@@ -5,9 +5,11 @@
 They are drawn from the data in `book/_static/figures/`, which `tests/benchmarks/figure_data.py` writes.
 """
 
+import base64
 from collections.abc import Callable
 
 import figure_data
+import numpy as np
 import svg
 
 from tamp import allocation
@@ -18,7 +20,7 @@ def drag_to_prune(data: dict) -> str:
     names, levels, n = list(data["methods"]), data["levels"], len(data["questions"])
     left, top, width, height = 284, 92, 68, 40
     parts = [
-        svg.text(150, 30, f"Right answers, of {n}, to questions about this", 20, font_weight=600),
+        svg.text(150, 30, f"Right answers, of {n}", 20, font_weight=600),
         svg.image(16, 20, 116, 232, data["picture"]),
     ]
     for column, level in enumerate((0, *levels)):
@@ -172,7 +174,7 @@ def tokens(
     visual = down * across + rows * (columns + 1)
     for number, word in enumerate(data["words"]):
         index = number if number < data["first"] else number + visual
-        wide = 8.2 * len(word) + 10
+        wide = 8.4 * len(word) + 11
         if x + wide > width - 12 or number == data["first"]:
             x, y = left, y + (30 if number != data["first"] else 46)
         parts.append(
@@ -185,11 +187,102 @@ def tokens(
     return "".join(parts), max(top + rows * cell, y + 30)
 
 
+def who_votes(data: dict) -> str:
+    """Draw the tokens that resemble one patch of the background, and the words' share of the vote."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(data["alike"]), np.uint8))
+    (down, across), (rows, columns) = data["base"], data["full"]
+    n = len(data["words"]) + down * across + rows * (columns + 1)
+    alike = bits[: n * n].reshape(n, n)[data["start"]]
+
+    def shade(token: int) -> dict | None:
+        if token == data["start"]:
+            return {"fill": "#ffd54f", "stroke": "#ff3d00", "stroke_width": 3}
+        return {"fill": "#ffd54f", "fill_opacity": 0.6} if alike[token] else None
+
+    drawn, bottom = tokens(data, shade, lambda token: bool(alike[token]))
+    parts = [svg.text(16, 24, f"{alike.sum() - 1} of {n - 1} tokens resemble this patch", 19, font_weight=600), drawn]
+    y = bottom + 34
+    parts.append(svg.text(16, y, "what the words have", 17, "tf-soft"))
+    bars = [("of the tokens", data["tokens"]), *((f"of the vote: {', '.join(each['linears'])}", each["share"]) for each in data["shares"])]
+    for place, (label, share) in enumerate(bars):
+        top = y + 14 + 28 * place
+        parts.append(svg.text(16, top + 16, label, 17))
+        parts.append(svg.rect(230, top, 320, 20, rx=4, class_="tf-visual"))
+        parts.append(svg.rect(230, top, 320 * share, 20, rx=4, class_="tf-text"))
+        parts.append(svg.text(562, top + 16, f"{100 * share:.1f} %", 17))
+    return svg.drawing(640, y + 30 + 28 * len(bars), *parts)
+
+
+def step_through_picks(data: dict) -> str:
+    """Draw all picks, numbered where there is room, and the distance after each."""
+    order = {token: place + 1 for place, token in enumerate(data["picks"])}
+
+    def shade(token: int) -> dict | None:
+        if token in order:
+            return {"fill": "#ffd54f", "fill_opacity": 0.75, "stroke": "#ff3d00", "stroke_width": 1.5}
+        heat = data["attention"][token]
+        return {"fill": "#fff", "fill_opacity": 0.75 * heat / 100} if heat > 3 else None
+
+    drawn, bottom = tokens(data, shade, lambda token: token in order)
+    words = sum(not data["first"] <= token < data["first"] + len(data["attention"]) - len(data["words"]) for token in order)
+    title = f"{len(order)} of {len(data['attention'])} tokens picked, {words} of them words"
+    parts = [svg.text(16, 24, title, 19, font_weight=600), drawn]
+    top, most = bottom + 40, max(data["mmd"])
+
+    def at(place: int, value: float) -> tuple[float, float]:
+        return 40 + 560 * place / max(1, len(data["mmd"]) - 1), top + 110 - 100 * value / most
+
+    parts.append(svg.text(16, top - 12, "distance of the picks to all tokens, after each pick", 17, "tf-soft"))
+    bound = at(0, data["bound"])[1]
+    parts.append(svg.line(40, bound, 600, bound, "tf-accent-line", stroke_dasharray="5 4", stroke_width=2))
+    parts.append(svg.text(604, bound - 6, "enough", 16, anchor="end"))
+    points = [at(place, value) for place, value in enumerate(data["mmd"])]
+    parts.append(svg.tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_="tf-stroke", stroke_width=2))
+    parts += [svg.tag("circle", cx=x, cy=y, r=4, class_="tf-ink") for x, y in points]
+    return svg.drawing(640, top + 130, *parts)
+
+
+def clip_picks(data: dict) -> str:
+    """Draw the clip's frames and sound with the picks on them, without and with padding."""
+    parts, top, width = [], 0, 608
+    frame = width / data["times"]
+    sounding = len(data["policies"]["plain"]["hear"])
+    titles = {"plain": "the sound as it is", "paper": "filled up with silence to 30 s"}
+    for policy, found in data["policies"].items():
+        total = sum(found["picks"].values())
+        said = ", ".join(f"{100 * picks / total:.0f} % {kind}" for kind, picks in found["picks"].items() if found["tokens"][kind])
+        share = sounding / len(found["hear"])
+        parts.append(svg.text(16, top + 26, titles[policy], 18, font_weight=600))
+        parts.append(svg.text(16, top + 48, f"picked: {said}", 16, "tf-soft"))
+        first, second = top + 58, top + 66 + frame
+        strip = svg.image(16, first, width, frame, data["strip"]) if policy == "plain" else ""
+        second = second if strip else first
+        parts += [strip, svg.rect(16, second, width, 96, fill="#111"), svg.image(16, second, width * share, 96, data["sound"])]
+        most, cell = max(*found["seen"], *found["hear"]), frame / data["edge"]
+        marks = []
+        for i, picks in enumerate(found["seen"] if strip else []):
+            time, at = divmod(i, data["edge"] ** 2)
+            marks.append((16 + time * frame + at % data["edge"] * cell, first + at // data["edge"] * cell, cell, cell, picks))
+        step, band = width * data["heights"] / len(found["hear"]), 96 / data["heights"]
+        for i, picks in enumerate(found["hear"]):
+            time, height = divmod(i, data["heights"])
+            marks.append((16 + time * step, second + 96 - (height + 1) * band, step, band, picks))
+        for x, y, wide, high, picks in marks:
+            if picks > most / 12:
+                parts.append(svg.rect(x, y, wide, high, fill="#ffd54f", opacity=round(0.15 + 0.75 * picks / most, 1)))
+        top = second + 96 + 10
+    images = "".join(part for part in parts)
+    return svg.drawing(640, top + 8, images.replace("<image ", '<image preserveAspectRatio="none" '))
+
+
 STILLS: dict[str, Callable[[dict], str]] = {
     "drag-to-prune": drag_to_prune,
-    "ranking": ranking,
+    "who-votes": who_votes,
     "plan-sliders": plan_sliders,
+    "step-through-picks": step_through_picks,
     "one-row": one_row,
+    "ranking": ranking,
+    "clip-picks": clip_picks,
 }
 """Name of a figure to what draws its still from its data."""
 
