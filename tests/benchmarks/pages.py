@@ -10,13 +10,14 @@ import statistics
 from pathlib import Path
 
 import agreement
-import answers
 import benchmark_table
 import block_reconstruction
 import cpu_speed
+import drawings
 import expert_table
 import export_zeros
 import family_table
+import figure_data
 import fuzz
 import method_tables
 import other_calibration
@@ -29,6 +30,7 @@ import recovery
 import rounding
 import search
 import sizes
+import stills
 import text_share
 import update_cost
 import update_search
@@ -426,7 +428,10 @@ def main() -> None:
     """Refresh pages and figures."""
     for page in PAGES:
         (recording.ROOT / page).write_text(refreshed(page))
-    answers.draw(read("answers"), read("smol_quality"), recording.RESULTS / "answers.png")
+    for name in figure_data.DERIVED:
+        figure_data.write(name)
+    stills.main()
+    drawings.main()
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     for short in ("mini", "smol"):
         figures.grid_figure(read(f"{short}_quality")).savefig(recording.RESULTS / f"{short}_quality.png", dpi=150)
