@@ -187,7 +187,9 @@ class TestHigherSparsity:
 
     @every
     def test_a_chapter_runs_and_finds_what_it_should(self, chapter, tmp_path):
-        check(chapter, run(chapter, tmp_path, SPARSITY=0.7, CALIBRATION_SEED=1, N_SAMPLES=12, N_QUESTIONS=60), 0.7)
+        sparsity = 0.95 if chapter == "02_sparsity_allocation" else 0.7  # there the cap is above one
+        found = run(chapter, tmp_path, SPARSITY=sparsity, CALIBRATION_SEED=1, N_SAMPLES=12, N_QUESTIONS=60)
+        check(chapter, found, sparsity)
 
 
 @pytest.mark.slow
@@ -212,7 +214,22 @@ MUTATIONS = {
         '"amia_threshold": Option(0.1,',
         '"amia_threshold": Option(0.2,',
         "03_token_selection",
-        "counts",
+        "everywhere",
+    ),
+    "AMIA's inhibition": ("selection.py", "INHIBITION = 0.2", "INHIBITION = 0.3", "03_token_selection", "knobs"),
+    "the number of ATV's patches": (
+        "selection.py",
+        '"atv_alpha": Option(1.0,',
+        '"atv_alpha": Option(0.5,',
+        "03_token_selection",
+        "everywhere",
+    ),
+    "OWL's threshold": (
+        "scores.py",
+        '"owl_threshold": Option(5.0,',
+        '"owl_threshold": Option(4.0,',
+        "02_sparsity_allocation",
+        "plans",
     ),
     "the sign of AMIA's inhibition": ("selection.py", "index], -lost)", "index], lost)", "03_token_selection", "pick"),
     "the cap of DAS": ("scores.py", "CAP = Option(0.1,", "CAP = Option(0.2,", "02_sparsity_allocation", "step"),

@@ -55,7 +55,7 @@ def test_the_set_up_is_short(path):
 def test_the_chapter_has_its_number_and_says_where_words_are_explained(path):
     text = prose(path)
     assert text.startswith(f"# {int(path.stem[:2])} · ")
-    assert "(../book/glossary.md)" in text and "(../book/glossary.md#symbols)" in text
+    assert "(../book/glossary.md)" in text and "(../book/symbols.md)" in text
 
 
 @each
