@@ -240,7 +240,10 @@ def test_votes_are_measured(tmp_path):
     found = votes.main(["--models", "mini-llava-next", "--n-samples", "2", "--out", str(tmp_path)])["models"]
     (found,) = found.values()
     assert found["vote"]["q_proj"] == pytest.approx(found["words"], rel=0.1)
-    assert found["vote"]["down_proj"] > 1.5 * found["words"] and 0 < found["first"]["down_proj"] < found["vote"]["down_proj"]
+    assert (
+        found["vote"]["down_proj"] > 1.5 * found["words"]
+        and 0 < found["first"]["down_proj"] < found["vote"]["down_proj"]
+    )
     assert found["picked"]["text"] == found["words"] and found["words_picked"]["text"] == 1
     assert found["words"] < found["words_picked"]["amia"] < 1 and len(found["by_block"]) == 8
     assert results.recorded("votes")["models"]["mini-llava-next"].keys() == found.keys()
