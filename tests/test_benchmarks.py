@@ -27,6 +27,7 @@ import tiny
 import torch
 import update_cost
 import update_search
+import votes
 
 import tamp
 from tamp import Recipe, criteria, updates
@@ -233,6 +234,20 @@ def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path,
     assert all(cell["documentation"] > 1 and cell["licence"] > 1 for cell in first["cells"])
     monkeypatch.setattr(real_lm.tamp, "prune", lambda *a, **k: pytest.fail("a finished cell was run again"))
     assert real_lm.main(arguments, load) == first
+
+
+def test_votes_are_measured(tmp_path):
+    """Words have their share of what is normalised, and a choice of text alone is all words."""
+    found = votes.main(["--models", "mini-llava-next", "--n-samples", "2", "--out", str(tmp_path)])["models"]
+    (found,) = found.values()
+    assert found["vote"]["q_proj"] == pytest.approx(found["words"], rel=0.1)
+    assert (
+        found["vote"]["down_proj"] > 1.5 * found["words"]
+        and 0 < found["first"]["down_proj"] < found["vote"]["down_proj"]
+    )
+    assert found["picked"]["text"] == found["words"] and found["words_picked"]["text"] == 1
+    assert found["words"] < found["words_picked"]["amia"] < 1 and len(found["by_block"]) == 8
+    assert results.recorded("votes")["models"]["mini-llava-next"].keys() == found.keys()
 
 
 def test_outliers_are_measured_and_drawn(tmp_path):
