@@ -55,6 +55,7 @@ WINGS = (
     "conversations",
     "calibration",
     "compact",
+    "streaming",
     "loading",
     "packs",
     "evaluation",
