@@ -22,7 +22,7 @@ _HOMES = {
     "masked_lora": "finetuning",
     "merge_lora": "finetuning",
     "plan": "planning",
-    "prune": "pruning",
+    "prune": "streaming",
     "save": "compact",
     "verify": "verifying",
 }

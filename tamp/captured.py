@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tamp import models, passes
+from tamp import models, onloading, passes
 from tamp.errors import UserError
 from tamp.matrices import in_a_list
 
@@ -36,11 +36,12 @@ class Captured:
         modality: (B, T) int8, PADDING where there is no token.
         source: the processor output it was made from.
         padded: whether some of its tokens are padding.
-        returned: what the last block returned, whole; None before block 0.
+        last: what the last block returned, whole, where it waits; None before block 0.
         changed: blocks before which the model changes the hidden states.
         decoder_call: arguments of the decoder, kept only if some block is in ``changed``.
         besides: what every block returned besides the hidden states, kept only if some block is in ``changed``.
         unused: names inside the model of matrices that are there and never called.
+        states: where hidden states and arguments wait between blocks; None if where they are computed, as ``modality`` is.
     """
 
     hidden: Tensor
@@ -48,32 +49,65 @@ class Captured:
     modality: Tensor
     source: dict
     padded: bool = False
-    returned: Tensor | tuple | None = None
+    last: Tensor | tuple | None = None
     changed: frozenset[int] = frozenset()
     decoder_call: tuple[tuple, dict] | None = None
     besides: dict[int, tuple] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
+    states: torch.device | None = None
 
-    def run(self, block: nn.Module, position: int) -> Tensor:
-        """Call a block, the ``position``-th of the model, on the current hidden states; (B, T, d)."""
+    def wait(self, states: torch.device | None) -> None:
+        """Let hidden states and arguments wait on a device from now on."""
+        self.states = states
+        if states is not None:
+            known: dict[int, Tensor] = {}
+            hidden, calls = self.hidden, self.calls
+            self.hidden = onloading.moved(hidden, states, known)
+            self.calls = [call and onloading.moved_call(call, states, known) for call in calls]
+            self.decoder_call = self.decoder_call and onloading.moved_call(self.decoder_call, states, known)
+
+    def entering(self) -> Tensor:
+        """Return what enters the next block, where it is computed."""
+        return onloading.away(self.hidden, self.modality.device)
+
+    @property
+    def returned(self) -> Tensor | tuple | None:
+        """What the last block returned, where it is computed."""
+        return self.last if self.last is None else _map(self.last, lambda part: part.to(self.modality.device))
+
+    def run(self, block: nn.Module, position: int, hidden: Tensor | None = None) -> Tensor:
+        """Call a block, the ``position``-th of the model, on the current hidden states, or what :meth:`entering` gave.
+
+        Returns:
+            (B, T, d), where it is computed.
+        """
         args, kwargs = self.calls[position]
-        self.returned = block(self.hidden, *args, **kwargs)
-        if self.changed and isinstance(self.returned, tuple):
-            self.besides[position] = self.returned[1:]
-        return hidden_of(self.returned)
+        if self.states is not None:
+            args, kwargs = onloading.moved_call((args, kwargs), self.modality.device)
+        returned = block(self.entering() if hidden is None else hidden, *args, **kwargs)
+        if self.changed and isinstance(returned, tuple):
+            self.besides[position] = returned[1:]
+        self.last = returned
+        if self.states is not None:
+            self.last = _map(returned, lambda part: onloading.away(part, self.states))
+        return hidden_of(returned)
 
     def enter(self, model: nn.Module, position: int) -> None:
         """Set the hidden states to what enters a block, where that is not just what the block before it returned."""
         if position not in self.changed:
             return
         stack = list(models.blocks(model).values())[: position + 1]
-        args, kwargs = self.decoder_call
+        args, kwargs = onloading.moved_call(self.decoder_call, self.modality.device)
+        returned = self.returned
 
         def stand_in(place: int, original, args: tuple, kwargs: dict):
             if place < position:
-                hidden = hidden_of(self.returned).clone()  # a model may write into it
+                hidden = hidden_of(returned).clone()  # a model may write into it
                 return (hidden, *self.besides[place]) if place in self.besides else hidden
-            self.hidden, (args, kwargs) = _apart(args, kwargs)
+            hidden, call = _apart(args, kwargs)
+            if self.states is not None:
+                hidden, call = onloading.away(hidden, self.states), onloading.moved_call(call, self.states)
+            self.hidden, (args, kwargs) = hidden, call
             filled = {
                 name: value for name, value in self.calls[position][1].items() if isinstance(value, MutableMapping)
             }
@@ -82,6 +116,13 @@ class Captured:
 
         with passes.replaced(stack, stand_in), contextlib.suppress(passes.Done):
             models.decoder(model)(*args, **kwargs)
+
+    def go_on(self, model: nn.Module, block: nn.Module, position: int) -> None:
+        """Run a block as it is, and hold what enters the next one, unless the model leaves it out for this sample."""
+        if self.calls[position] is not None:
+            self.enter(model, position)
+            self.run(block, position)
+            self.hidden = hidden_of(self.last)
 
     def tokens(self, hidden: Tensor) -> Tensor:
         """Return hidden states with one vector per token, (B, T, d): the mean of the streams where there are several."""
@@ -126,7 +167,9 @@ def _apart(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
 
 
 @torch.no_grad()
-def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) -> list[Captured]:
+def capture(
+    model: nn.Module, samples: Sequence[dict], progress: bool = True, place: onloading.Place | None = None
+) -> list[Captured]:
     """Run every sample up to the first decoder block and keep what enters it, and how all blocks are called.
 
     The blocks of the first sample that reaches them are run; for the others a block stands in for itself and returns what it
@@ -137,36 +180,40 @@ def capture(model: nn.Module, samples: Sequence[dict], progress: bool = True) ->
         model: a transformers model, in evaluation mode.
         samples: processor outputs, each a batch of one or more rows, padded or not.
         progress: show a bar.
+        place: where blocks are computed, and where samples wait.
 
     Returns:
-        One :class:`Captured` per sample, on the model's device.
+        One :class:`Captured` per sample, on the model's device unless they wait elsewhere.
 
     Raises:
         UserError: if a sample does not fit the model, or walking its blocks is not what the model computes.
     """
+    place = place or onloading.Place(model)
     recorder = _Recorder(model)
     limit = getattr(models.text_config(model), "max_position_embeddings", None) or math.inf
     captured = []
-    for number, sample in enumerate(tqdm(samples, desc="capture", disable=not progress, leave=False)):
-        batch = models.to_model(model, sample, number)
-        if batch["input_ids"].shape[1] > limit:
-            raise UserError(
-                f"Sample {number} has {batch['input_ids'].shape[1]} tokens; the model takes {limit}. "
-                "Shorten the conversation or use fewer or smaller images."
-            )
-        modality = models.modality(model, batch)
-        try:
-            entered = recorder.record(batch)
-        except (ValueError, IndexError) as error:
-            raise UserError(f"Sample {number} does not fit {type(model).__name__}: {error}") from error
-        if one_stream(entered.hidden, modality.shape) is None:
-            raise UserError(
-                f"Sample {number} has {modality.shape[1]} token ids but {entered.hidden.shape[-2]} hidden states: "
-                "its processor must write one id per visual token."
-            )
-        entered.modality, entered.source, entered.padded = modality, sample, bool((modality < 0).any())
-        captured.append(entered)
-    unused = _walk_each_kind(model, captured)
+    with place.whole():
+        for number, sample in enumerate(tqdm(samples, desc="capture", disable=not progress, leave=False)):
+            batch = models.to_model(model, sample, number)
+            if batch["input_ids"].shape[1] > limit:
+                raise UserError(
+                    f"Sample {number} has {batch['input_ids'].shape[1]} tokens; the model takes {limit}. "
+                    "Shorten the conversation or use fewer or smaller images."
+                )
+            modality = models.modality(model, batch)
+            try:
+                entered = recorder.record(batch)
+            except (ValueError, IndexError) as error:
+                raise UserError(f"Sample {number} does not fit {type(model).__name__}: {error}") from error
+            if one_stream(entered.hidden, modality.shape) is None:
+                raise UserError(
+                    f"Sample {number} has {modality.shape[1]} token ids but {entered.hidden.shape[-2]} hidden states: "
+                    "its processor must write one id per visual token."
+                )
+            entered.modality, entered.source, entered.padded = modality, sample, bool((modality < 0).any())
+            entered.wait(place.states)
+            captured.append(entered)
+        unused = _walk_each_kind(model, captured, place)
     for each in captured:
         each.unused = unused
     return captured
@@ -223,7 +270,7 @@ class _Recorder:
         )
 
 
-def _walk_each_kind(model: nn.Module, captured: Sequence[Captured]) -> frozenset[str]:
+def _walk_each_kind(model: nn.Module, captured: Sequence[Captured], place: onloading.Place) -> frozenset[str]:
     """Walk one sample of each kind through the blocks, compare the end with the model's own forward, and watch the linears.
 
     Returns:
@@ -234,18 +281,17 @@ def _walk_each_kind(model: nn.Module, captured: Sequence[Captured]) -> frozenset
     """
     walked = copies(one_of_each_kind(model, captured))
     unused = set()
-    for position, (name, block) in enumerate(models.blocks(model).items()):
+    for position, (name, block) in enumerate(place.blocks.items()):
         linears = {each: matrix.module for each, matrix in models.linears(block).items() if matrix.expert is None}
         called: set[str] = set()
 
         def note(each: str, called: set[str] = called):
             return lambda *_: called.add(each)
 
-        with passes.hooks(*(module.register_forward_hook(note(each)) for each, module in linears.items())):
+        watch = passes.hooks(*(module.register_forward_hook(note(each)) for each, module in linears.items()))
+        with place.block(position), watch:
             for sample in walked:
-                if sample.calls[position] is not None:
-                    sample.enter(model, position)
-                    sample.hidden = sample.run(block, position)
+                sample.go_on(model, block, position)
         # one of a list of modules may be an expert that other samples reach
         unused |= {f"{name}.{each}" for each in linears.keys() - called if called and not in_a_list(each)}
     check_end(model, walked)

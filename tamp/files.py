@@ -112,14 +112,8 @@ def write_text(path: str | Path, text: str) -> Path:
             return Path(path)
         target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch(target) as beside:
-            made = beside / target.name
+        with whole(target) as made:
             made.write_text(text, encoding="utf-8", errors="backslashreplace")
-            _settle(made)
-            if target.is_file():
-                made.chmod(target.stat().st_mode & 0o777)
-            os.replace(made, target)
-            _settle(target.parent)
     except OSError as error:
         said = f"Could not write {path}: {error.strerror or error}."
         with contextlib.suppress(OSError):
@@ -128,6 +122,23 @@ def write_text(path: str | Path, text: str) -> Path:
             said += f" It was written to {kept} instead."
         raise Kept(said) from error
     return Path(path)
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """Yield a path for a file that takes the place of ``target`` when it is whole and on disk.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with scratch(target) as beside:
+        made = beside / target.name
+        yield made
+        _settle(made)
+        if target.is_file():
+            made.chmod(target.stat().st_mode & 0o777)
+        os.replace(made, target)
+        _settle(target.parent)
 
 
 @contextlib.contextmanager

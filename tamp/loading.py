@@ -16,6 +16,7 @@ from tamp import zoo
 from tamp.cache import waiting
 from tamp.errors import UserError, missing_package, torchvision_misfit, unknown
 from tamp.files import recovered
+from tamp.onloading import resolve_device
 
 TORCHVISION_FILTERS = {Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
 """What torchvision resizes tensors with; transformers prefers it to PIL wherever it is installed."""
@@ -27,6 +28,9 @@ GENERATORS = (
 )
 """Where to look up the class that generates text, by the class of a configuration, first come first served."""
 
+MOST_FILLED = 0.7
+"""Share of a GPU's free memory that weights may fill."""
+
 LLAVA_HF = {
     "mistral": "llava-hf/llava-v1.6-mistral-7b-hf",
     "qwen": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
@@ -35,7 +39,12 @@ LLAVA_HF = {
 """Part of the name of an architecture of LLaVA's authors, and a model in transformers' format with that language model."""
 
 
-def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto"):
+def load(
+    name_or_path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    offload: bool | str = False,
+):
     """Load a model and its processor.
 
     The class is the one that the model's configuration names. If it names none that transformers knows, or a model without
@@ -49,6 +58,9 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ...
         dtype: ``"auto"`` (as stored; float32 instead of half precision on a CPU), ``"float32"``, ``"bfloat16"`` or
             ``"float16"``. Half precision that was widened on a CPU is saved as half precision again.
+        offload: True to leave the weights in the host's memory, as stored: they are mapped from their files, and read when a
+            block is computed. :func:`tamp.prune` and :func:`tamp.plan` then bring one block at a time to ``device``.
+            ``"auto"`` does so if the weights would fill ``MOST_FILLED`` of a GPU's free memory.
 
     Returns:
         (model, processor), the model in evaluation mode; for a text-only model the processor is a tokenizer.
@@ -58,6 +70,8 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
             authors', is damaged or incomplete, has no processor, a package that its processor needs is missing, or device or
             dtype do not exist.
     """
+    if offload not in (True, False, "auto"):
+        raise unknown("offload", str(offload), ("True", "False", "auto"))
     name = str(name_or_path)
     device = resolve_device(device)
     if isinstance(dtype, str) and dtype != "auto":
@@ -97,12 +111,18 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | torch.dtyp
         _check_complete(name, loaded, base)
         if hasattr(model, "load_speakers"):
             _speakers(model, source)
-    if dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
+    if offload == "auto":
+        held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        gpu = device.type == "cuda" and torch.cuda.is_available()
+        offload = gpu and held > MOST_FILLED * torch.cuda.mem_get_info(device)[0]
+    if offload:
+        model.computed_on = str(device)  # by what comes; moving the model does not change it
+    elif dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
         model.stored_dtypes = {key: tensor.dtype for key, tensor in model.state_dict().items()}  # what save writes
         model = model.float()  # half precision is slow on most CPUs, and widening loses nothing
     if name in zoo.MODELS:
         model.config._name_or_path = name  # what a report calls it, wherever its folder is
-    return model.to(device).eval(), processor
+    return (model if offload else model.to(device)).eval(), processor
 
 
 def _check_format(name: str, said: dict[str, Any]) -> None:
@@ -326,21 +346,6 @@ def _first_line(error: Exception) -> str:
     """Return the first line of an error's message, and the second if that is what the first announces."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{' '.join(lines[: 2 if lines[0].endswith(':') else 1]):.300}"
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device of a name; ``"auto"`` is a GPU if there is one.
-
-    Raises:
-        UserError: if torch does not know the name or the device is not available.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"Device {str(device)!r} is not available here; 'auto' takes what there is.") from error
-    return torch.device(device)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,5 +1,6 @@
 """Pass 1: from the dense model and a recipe to a plan, how many weights each matrix drops."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from tamp import allocation, masks, matrices, models, passes, plans, walk
+from tamp import allocation, masks, matrices, models, onloading, passes, plans, walk
 from tamp.errors import UserError
 from tamp.methods import name_of
 from tamp.recipe import Recipe
@@ -24,6 +25,9 @@ def plan(
     recipe: Recipe,
     progress: bool = True,
     allow_partial: bool = False,
+    *,
+    device: str | torch.device | None = None,
+    states: str = "auto",
 ) -> plans.Plan:
     """Decide how many weights each matrix of a dense model drops; the model stays as it is.
 
@@ -33,6 +37,8 @@ def plan(
         recipe: its allocation, sparsity and pattern count, its tokens and criterion do not.
         progress: show bars.
         allow_partial: see :func:`tamp.prune`.
+        device: see :func:`tamp.prune`.
+        states: see :func:`tamp.prune`.
 
     Returns:
         The plan, to be looked at, written (:meth:`tamp.Plan.write`), edited, and given to :func:`tamp.prune`.
@@ -49,8 +55,9 @@ def plan(
             "make some with tamp.calibration_set(...)."
         )
     with passes.undisturbed(model):
-        captured = walk.capture(model, seen, progress) if seen else []
-        scores = score(model, captured, recipe, progress) if recipe.plans else None
+        place = onloading.Place(model, device, states, seen)
+        captured = walk.capture(model, seen, progress, place) if seen else []
+        scores = score(model, captured, recipe, progress, place) if recipe.plans else None
         return make_plan(model, scores, recipe, captured)
 
 
@@ -136,7 +143,13 @@ def _check_shared(model: nn.Module, found: Mapping[str, matrices.Matrix]) -> Non
 
 
 @torch.no_grad()
-def score(model: nn.Module, captured: Sequence[walk.Captured], recipe: Recipe, progress: bool) -> dict[str, float]:
+def score(
+    model: nn.Module,
+    captured: Sequence[walk.Captured],
+    recipe: Recipe,
+    progress: bool,
+    place: onloading.Place | None = None,
+) -> dict[str, float]:
     """Score every matrix as the recipe's allocation says, on the dense model.
 
     Args:
@@ -144,6 +157,7 @@ def score(model: nn.Module, captured: Sequence[walk.Captured], recipe: Recipe, p
         captured: calibration samples as they enter block 0; left as they are.
         recipe: its allocation, options and ``allocation_samples``.
         progress: show a bar.
+        place: where blocks are computed.
 
     Returns:
         ``{name inside the model: score}``.
@@ -153,18 +167,20 @@ def score(model: nn.Module, captured: Sequence[walk.Captured], recipe: Recipe, p
     """
     rule = recipe.rules[0]
     seen = walk.copies(captured[slice(recipe.allocation_samples)]) if recipe.allocation_needs_samples else []
+    place = place or onloading.Place(model)
     scores = {}
-    for step in walk.walk(model, seen, progress=progress, description="score"):
-        if rule.looks_at == "activations" and seen and not any(sample.calls[step.position] for sample in seen):
-            raise step.not_reached()
-        found = rule.score(step, recipe.options)
-        for name in step.linears:
-            if name not in found:
-                raise UserError(
-                    f"The allocation {name_of(recipe.allocation)!r} gives {step.name}.{name} no score: return a number "
-                    "for every name in step.linears."
-                )
-            scores[f"{step.name}.{name}"] = found[name]
+    with place.whole() if rule.looks_at == "loss" else contextlib.nullcontext():
+        for step in walk.walk(model, seen, progress=progress, description="score", place=place):
+            if rule.looks_at == "activations" and seen and not any(sample.calls[step.position] for sample in seen):
+                raise step.not_reached()
+            found = rule.score(step, recipe.options)
+            for name in step.linears:
+                if name not in found:
+                    raise UserError(
+                        f"The allocation {name_of(recipe.allocation)!r} gives {step.name}.{name} no score: return a number "
+                        "for every name in step.linears."
+                    )
+                scores[f"{step.name}.{name}"] = found[name]
     return scores
 
 

@@ -12,11 +12,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from tamp import choices, criteria, masks, models, passes, planning, plans, ranks, updates, walk
+from tamp import choices, criteria, masks, models, onloading, passes, planning, plans, ranks, updates, walk
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
@@ -29,6 +30,18 @@ log = logging.getLogger(__name__)
 LOCK_STEP = 2**28  # bytes of the samples whose tokens are picked together: what went in and out, and their kernels
 
 
+class Keeper(Protocol):
+    """Keeps finished blocks, and the plan, of a run that may be continued; see :class:`tamp.streaming.Keeper`."""
+
+    plan: plans.Plan | None
+
+    def begin(self, plan: plans.Plan) -> list[dict[str, Any]]:
+        """Give the model the blocks that are finished, and return what was noted of each."""
+
+    def keep(self, position: int, block: nn.Module, note: dict[str, Any]) -> None:
+        """Keep a finished block, and what is to be noted of it."""
+
+
 @torch.no_grad()
 def prune(
     model: nn.Module,
@@ -37,28 +50,22 @@ def prune(
     progress: bool = True,
     plan: plans.Plan | None = None,
     allow_partial: bool = False,
+    *,
+    device: str | torch.device | None = None,
+    states: str = "auto",
+    keeper: Keeper | None = None,
 ) -> Report:
-    """Prune the matrices of a model's decoder blocks in place, experts included.
-
-    Everything else stays untouched, bit for bit, and so do the model's mode, device, ``use_cache`` and attention setting.
-    The same samples give the same masks. Weights that are zero stay zero, whatever the recipe.
+    """Prune the matrices of a model's decoder blocks in place: :func:`tamp.prune` without a folder.
 
     Args:
-        model: a transformers model with a decoder, see :func:`tamp.load`.
-        samples: processor outputs, see :func:`tamp.calibration_set`; may be None for magnitude pruning.
-        recipe: what to do.
-        progress: show bars.
-        plan: from :func:`tamp.plan` or a file (:meth:`tamp.plans.Plan.read`): how much of each linear to drop. It takes
-            the place of the recipe's allocation, so that any method runs under any plan.
-        allow_partial: prune a model that holds more than a hundredth of its decoder's weights in something that is not known
-            (:func:`tamp.matrices.dense`), such as experts run by code of their own, which then stays dense.
+        model, samples, recipe, progress, plan, allow_partial, device, states: see :func:`tamp.prune`.
+        keeper: where finished blocks go, and where those of an earlier run come from.
 
     Returns:
-        A :class:`tamp.report.Report`: a row per linear, exact sparsity, times and memory.
+        A :class:`tamp.report.Report`.
 
     Raises:
-        UserError: if a sample, a width or the plan does not fit, or too much of the decoder would be left out. An exception
-            that leaves the model partly pruned says so in a note.
+        UserError: see :func:`tamp.prune`.
     """
     samples = None if samples is None else list(samples)
     blocks = models.blocks(model)
@@ -71,26 +78,29 @@ def prune(
             f"{name_of(recipe.allocation)} + {name_of(recipe.criterion)} needs calibration samples and got none; "
             "make some with tamp.calibration_set(...)."
         )
-    watch = Stopwatch(next(model.parameters()).device)
+    place = onloading.Place(model, device, states, samples if needed else (), fresh=keeper is not None)
+    watch = Stopwatch(place.device)
     pruned = 0
     with passes.undisturbed(model):
         try:
             captured: list[walk.Captured] = []
             if needed:
                 with watch("capture"):
-                    captured = walk.capture(model, ranks.share(samples), progress)
+                    captured = walk.capture(model, ranks.share(samples), progress, place)
                     if ranks.size() > 1:
                         unused = frozenset().union(*ranks.told(frozenset().union(*(each.unused for each in captured))))
                         captured = [replace(each, unused=unused) for each in captured]
             linears = walk.reached(model, captured)
+            if plan is None and keeper is not None:
+                plan = keeper.plan
             if plan is None:
                 scores = None
                 if recipe.plans:
                     with watch("allocate"):
                         seen = captured
                         if ranks.size() > 1 and recipe.allocation_needs_samples:  # all look at the same ones
-                            seen = walk.capture(model, samples[slice(recipe.allocation_samples)], progress)
-                        scores = planning.score(model, seen, recipe, progress)
+                            seen = walk.capture(model, samples[slice(recipe.allocation_samples)], progress, place)
+                        scores = planning.score(model, seen, recipe, progress, place)
                 plan = planning.make_plan(model, scores, recipe, captured)
             else:
                 planning.check_pattern(linears, recipe.pattern)
@@ -100,27 +110,33 @@ def prune(
                 if name not in linears
             }
             drops = dict(zip(plan.linears, plan.drops))
-            rows, pooled, unread = [], [], 0
+            notes = [] if keeper is None else keeper.begin(plan)
+            known = len(notes)
+
+            def left(step: walk.Step) -> None:
+                if keeper is not None and step.position >= known:
+                    keeper.keep(step.position, step.block, notes[step.position])
+
             attention = recipe.rules[1].looks_at == "attention" and bool(captured)
-            for step in walk.walk(
-                model, captured, attention=attention, change=True, progress=progress, description="prune"
-            ):
-                with watch("calibrate"):
-                    collected = collect(step, recipe)
-                pruned = step.position + 1
-                with watch("prune"):
-                    for name, linear in step.linears.items():
-                        drop = drops[f"{step.name}.{name}"]
-                        prune_linear(linear, collected.statistics.get(name), drop, recipe, collected.hessians.get(name))
-                with watch("replay"):
-                    error = step.replay()
-                rows += [
-                    {"block": step.position, "linear": name, "kept": collected.kept.get(name), "error": error}
-                    for name in step.linears
-                ]
-                pooled += [f"{step.name}.{name}" for name in collected.pooled]
-                unread += collected.unread
-            check_end(model, captured)
+            shown = {"progress": progress, "description": "prune"}
+            for step in walk.walk(model, captured, attention=attention, change=True, place=place, left=left, **shown):
+                if step.position < known:
+                    with watch("replay"):
+                        step.skip()
+                else:
+                    with watch("calibrate"):
+                        collected = collect(step, recipe)
+                    pruned = step.position + 1
+                    with watch("prune"):
+                        for name, linear in step.linears.items():
+                            seen = collected.statistics.get(name), drops[f"{step.name}.{name}"]
+                            prune_linear(linear, *seen, recipe, collected.hessians.get(name))
+                    with watch("replay"):
+                        error = step.replay()
+                    notes.append(collected.note(step) | {"error": error})
+                    del collected
+            with place.whole():
+                check_end(model, captured)
         except BaseException as error:
             if pruned:
                 error.add_note(
@@ -128,6 +144,11 @@ def prune(
                     "load it again before using it."
                 )
             raise
+    rows = [
+        {"block": position, "linear": name, "kept": kept, "error": note["error"]}
+        for position, note in enumerate(notes)
+        for name, kept in note["kept"].items()
+    ]
     zeros = [(linear.weight == 0).sum().item() for linear in linears.values()]
     return Report(
         recipe=recipe,
@@ -138,8 +159,8 @@ def prune(
         seconds=dict(watch.seconds),
         peak_memory=peak_memory(watch.device),
         left_out=left_out,
-        pooled=tuple(pooled),
-        unread=unread,
+        pooled=tuple(name for note in notes for name in note["pooled"]),
+        unread=sum(note["unread"] for note in notes),
         model=models.name_of(model),
     )
 
@@ -193,6 +214,11 @@ class Collected:
     pooled: list[str]
     unread: bool
 
+    def note(self, step: walk.Step) -> dict[str, Any]:
+        """Return what a report says of the block, as plain JSON types."""
+        pooled = [f"{step.name}.{name}" for name in self.pooled]
+        return {"kept": {name: self.kept.get(name) for name in step.linears}, "pooled": pooled, "unread": self.unread}
+
 
 def collect(step: walk.Step, recipe: Recipe) -> Collected:
     """Run a dense block on every sample and gather what the criterion needs of the tokens that count.
@@ -237,6 +263,7 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
         number = row.sample
         rows += 1
         unread |= rule.looks_at == "attention" and row.attention is None
+        del row  # with what it saw, before the next sample runs
     rows = sum(ranks.told(rows))
     if not rows:
         raise step.not_reached()

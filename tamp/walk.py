@@ -6,7 +6,7 @@ Every pass over a model, in the package and in the notebooks, is a loop over :fu
 
 import collections
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tamp import models, passes, ranks
 from tamp.attention import attention_row, last_valid
-from tamp.captured import Captured, capture, copies
+from tamp.captured import Captured, capture, copies, hidden_of
 from tamp.errors import UserError
+from tamp.onloading import Place, away
 from tamp.watching import Seen, matrix_tokens
 
 __all__ = ["Captured", "Row", "Step", "capture", "copies", "reached", "walk"]
@@ -119,21 +120,22 @@ class Step:
                 self._dense.append(None)
                 continue
             sample.enter(self.model, self.position)
+            entering = sample.entering()
             shape = sample.modality.shape
             watch = attention_row(self.block) if self._attention else contextlib.nullcontext()
             with torch.no_grad(), matrix_tokens(self.block, self.linears, *shape) as tokens, watch as watched:
                 if watched:
                     watched.last = last_valid(sample.modality)
-                after = sample.run(self.block, self.position)
+                after = sample.run(self.block, self.position, entering)
             finite(self.position, number, tokens, after)
             attention = (
                 watched.value if watched and watched.value is not None and watched.value.shape == shape else None
             )
-            entered, left = sample.tokens(sample.hidden), sample.tokens(after)
+            entered, left = sample.tokens(entering), sample.tokens(after)
             if self._keep:
-                self._dense.append(after)
+                self._dense.append(hidden_of(sample.last))
             else:
-                sample.hidden = after
+                sample.hidden = hidden_of(sample.last)
             for row, codes in enumerate(sample.modality):
                 parts = {name: tokens[name].of_row(row, shape[1]) for name in self.linears if name in tokens}
                 yield Row(
@@ -169,13 +171,20 @@ class Step:
             dense = self._dense.pop(0)
             if dense is None:
                 continue
-            after = sample.run(self.block, self.position)
-            valid = sample.modality >= 0
+            entering, valid = sample.entering(), sample.modality >= 0
+            after, dense = sample.run(self.block, self.position, entering), away(dense, valid.device)
             wrong += sample.tokens(after - dense)[valid].float().square().sum(dtype=torch.float64)
-            added += sample.tokens(dense - sample.hidden)[valid].float().square().sum(dtype=torch.float64)
-            sample.hidden = after
+            added += sample.tokens(dense - entering)[valid].float().square().sum(dtype=torch.float64)
+            sample.hidden = hidden_of(sample.last)
         wrong, added = ranks.summed(torch.tensor([wrong, added], dtype=torch.float64, device=valid.device)).tolist()
         return (wrong / added) ** 0.5 if added else 0.0
+
+    @torch.no_grad()
+    def skip(self) -> None:
+        """Run the block as it is on every sample, without looking, and move the samples on."""
+        for sample in self.samples:
+            sample.go_on(self.model, self.block, self.position)
+        self._read, self._done = True, len(self.samples)
 
     def not_reached(self) -> UserError:
         """Return the error for a block that no sample was run through."""
@@ -199,6 +208,8 @@ def walk(
     change: bool = False,
     progress: bool = False,
     description: str = "walk",
+    place: Place | None = None,
+    left: Callable[[Step], None] | None = None,
 ) -> Iterator[Step]:
     """Run samples through the decoder blocks of a model, one block at a time.
 
@@ -216,6 +227,8 @@ def walk(
             the changed block gives to the next one.
         progress: show a bar.
         description: of the bar.
+        place: where blocks are computed.
+        left: called with a step when its block is back where it waits.
 
     Yields:
         One :class:`Step` per block.
@@ -225,11 +238,16 @@ def walk(
     """
     samples = list(captured)
     present = {code for sample in samples for code in sample.modality.unique().tolist() if code >= 0}
-    for position, name in enumerate(passes.steps(models.blocks(model), description, progress)):
-        step = Step(model, position, name, samples, attention, change)
-        step.modalities = tuple(sorted(present))
-        yield step
-        step.finish()
+    place = place or Place(model)
+    with place.rest() if any(sample.changed for sample in samples) else contextlib.nullcontext():
+        for position, name in enumerate(passes.steps(place.blocks, description, progress)):
+            with place.block(position, change):
+                step = Step(model, position, name, samples, attention, change)
+                step.modalities = tuple(sorted(present))
+                yield step
+                step.finish()
+            if left is not None:
+                left(step)
 
 
 def reached(model: nn.Module, captured: Sequence[Captured]) -> dict[str, models.Matrix]:

@@ -148,7 +148,9 @@ def test_the_row_loses_what_the_formulas_say():
         after = np.array(found["weight"])
         assert sum(found["dropped"]) == 6 and (after[found["dropped"]] == 0).all()
         apart = after - weight
-        assert found["error"] == pytest.approx(np.sqrt(apart @ hessian @ apart / (weight @ hessian @ weight)), abs=0.01), name
+        assert found["error"] == pytest.approx(
+            np.sqrt(apart @ hessian @ apart / (weight @ hessian @ weight)), abs=0.01
+        ), name
         assert found["moves"] == bool((abs(apart) > 1e-4)[~np.array(found["dropped"])].any())
     kept = ~np.array(data["methods"]["update"]["dropped"])
     best = np.linalg.solve(hessian[np.ix_(kept, kept)], hessian[kept] @ weight)  # no damping

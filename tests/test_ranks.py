@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from families import build
 
 import tamp
-from tamp import pruning, ranks
+from tamp import ranks, streaming
 from tamp.errors import UserError
 from tamp.recipe import Recipe
 
@@ -30,7 +30,7 @@ def made(family: str, method: str) -> dict:
     torch.set_num_threads(1)
     model, samples = tiny.build(family) if family == "llava_next" else build(family)
     samples = [*samples, *samples[:2]]  # so that shares are uneven
-    report = pruning.prune(model, samples, recipe_of(method), progress=False)
+    report = tamp.prune(model, samples, recipe_of(method), progress=False)
     masks, weights = hashlib.sha256(), hashlib.sha256()
     for matrix in tamp.models.all_linears(model).values():
         masks.update((matrix.weight == 0).numpy().tobytes())
@@ -63,6 +63,36 @@ def test_masks_do_not_depend_on_the_number_of_processes(size, tmp_path):
             assert [found[name] for name in same] == [alone[name] for name in same], (method, number)
         texts = {(tmp_path / f"{size}-{n}-{family}-{method[:5]}.json").read_text() for n in range(size)}
         assert len(texts) == 1, "the processes end with different models"
+
+
+def stop(number: int, size: int, folder: str) -> None:
+    """Prune to a folder, be killed at the third block; then go on."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=size)
+    for resume in (False, True):
+        model, samples = tiny.build("llava_next")
+        keep = streaming.Keeper.keep
+
+        def killed(keeper, position, *rest, resume=resume, keep=keep):
+            if position == 1 and not resume:
+                raise KeyboardInterrupt
+            keep(keeper, position, *rest)
+
+        streaming.Keeper.keep = killed
+        try:
+            tamp.prune(model, samples, Recipe(sparsity=0.5), progress=False, out=f"{folder}/out", resume=resume)
+        except KeyboardInterrupt:
+            assert not resume
+        streaming.Keeper.keep = keep
+    dist.destroy_process_group()
+
+
+def test_a_stopped_run_of_several_processes_goes_on(tmp_path):
+    mp.start_processes(stop, (2, str(tmp_path)), nprocs=2, start_method="fork")
+    model, samples = tiny.build("llava_next")
+    tamp.prune(model, samples, Recipe(sparsity=0.5), progress=False, out=tmp_path / "alone")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "out"))
+    assert one == two and not (tmp_path / "out.partial").exists()
 
 
 def test_alone_nothing_is_shared():

@@ -1,9 +1,6 @@
 """``tamp prune``: prune a model and save it."""
 
 import argparse
-import shutil
-import tempfile
-from pathlib import Path
 
 from tamp.cli import common
 from tamp.errors import UserError
@@ -23,7 +20,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=("plain", "compact"),
         help="compact: smaller files, for tamp (default: plain)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run to the same folder that was stopped, if there is one"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the folder if it exists, and what a stopped run has left"
+    )
+    parser.add_argument(
+        "--offload",
+        default="auto",
+        choices=("auto", "on", "off"),
+        help="leave the weights on the host and bring one block at a time to the device; auto: if they do not fit on it",
+    )
+    parser.add_argument(
+        "--states",
+        default="auto",
+        choices=("auto", "device", "host"),
+        help="where hidden states wait between blocks; auto: on the host if they would fill half of the device",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -41,36 +55,26 @@ def run(options: argparse.Namespace) -> None:
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
     source, chosen = common.calibration_source(options, options.model, needed)
-    model, processor = tamp.load(options.model, ranks.join(options.device), options.dtype)
+    offload = {"auto": "auto", "on": True, "off": False}[options.offload]
+    model, processor = tamp.load(options.model, ranks.join(options.device), options.dtype, offload)
     checkpoint.check_savable(model, processor)
     drawn = (options.n_samples, options.calibration_seed, options.on_error)
     samples = tamp.calibration_set(source, processor, *drawn, **chosen) if needed else None
-    bars = common.bars() and not ranks.rank()
-    report = tamp.prune(model, samples, recipe, progress=bars, plan=plan, allow_partial=options.allow_partial)
+    report = tamp.prune(
+        model,
+        samples,
+        recipe,
+        progress=common.bars() and not ranks.rank(),
+        plan=plan,
+        allow_partial=options.allow_partial,
+        states=options.states,
+        out=options.out,
+        processor=processor,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        format=options.format,
+    )
     if ranks.rank():  # all have the same model; the first one saves it
         return
     print(report)
-    print(f"saved to {_saved(model, processor, options, report)}")
-
-
-def _saved(model, processor, options: argparse.Namespace, report) -> Path:
-    """Save a pruned model; if that fails, in the temporary folder, so that the work is not lost.
-
-    Raises:
-        UserError: if it is not where it should be; the message says where it is.
-    """
-    import tamp
-    from tamp import files
-
-    try:
-        return tamp.save(model, processor, options.out, report, options.overwrite, options.format)
-    except files.Kept:
-        raise
-    except UserError as error:
-        kept = Path(tempfile.mkdtemp(prefix="tamp-"), Path(options.out).expanduser().resolve().name)
-        try:
-            tamp.save(model, processor, kept, report, format=options.format)
-        except UserError:
-            shutil.rmtree(kept.parent, ignore_errors=True)
-            raise error from None
-        raise UserError(f"{error} The pruned model was saved to {kept} instead.") from error
+    print(f"saved to {options.out}")

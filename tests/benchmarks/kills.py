@@ -117,7 +117,7 @@ def commands(base: Path) -> list[Command]:
     Args:
         base: a folder for what they read.
     """
-    model, _ = tiny.build("llama")
+    model, samples = tiny.build("llama")
     model.save_pretrained(dense := base / "dense")
     mini, processor = tamp.load("mini-llava-next", device="cpu")
     published = tiny_videollama2.publish(base / "published")
@@ -132,6 +132,10 @@ def commands(base: Path) -> list[Command]:
         pruned = copy.deepcopy(model)
         report = tamp.prune(pruned, None, tamp.Recipe.preset("magnitude", sparsity=sparsity), progress=False)
         tamp.save(pruned, None, folder / "out", report=report, overwrite=overwrite)
+
+    def streamed(folder: Path) -> None:
+        recipe = tamp.Recipe.preset("tamp", sparsity=0.5)
+        tamp.prune(copy.deepcopy(model), samples, recipe, progress=False, out=folder / "out", resume=True)
 
     def cached(folder: Path) -> None:
         os.environ["TAMP_CACHE"] = str(folder)
@@ -165,6 +169,7 @@ def commands(base: Path) -> list[Command]:
             loads,
             once=True,
         ),
+        Command("`tamp prune --out --resume`", "out", streamed, saved, once=True),
     ]
 
 
@@ -218,7 +223,9 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=50, help="moments per command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="+", help="numbers of the commands, from 0 on")
+    parser.add_argument(
+        "--only", type=int, nargs="+", help="numbers of the commands, from 0 on; others stay as recorded"
+    )
     parser.add_argument("--out", type=Path, default=recording.RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # threads do not survive a fork
