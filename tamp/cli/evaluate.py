@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--data", help="local copy of the benchmark's repository, or a folder of such copies by name (default: the hub)"
     )
     published.add_argument(
-        "--protocol", help="source of prompts and scoring rules: lmms-eval or videollama2 (default: lmms-eval)"
+        "--protocol", help="prompts and scoring rules: lmms-eval, videollama2 or plain (default: lmms-eval)"
     )
     published.add_argument("--batch-size", type=int, help="questions answered at once (default: 8)")
     published.add_argument("--frames", type=int, help="number of video frames to show as pictures")
@@ -125,9 +125,11 @@ def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
         UserError: if one is given and no published benchmark is asked for.
     """
     from tamp.evaluation import benchmarks
+    from tamp.evaluation.benchmarks import running
 
     given = ("data", "protocol", "batch_size", "frames", "records", "likelihood")
     set_ = {name: getattr(options, name) for name in given if getattr(options, name) is not None}
+    protocols = running.chosen([each for each in names if each in benchmarks.TABLE], options.protocol)
     published = {}
     for name in (each for each in names if each in benchmarks.TABLE):
         of_it = dict(set_)
@@ -135,8 +137,7 @@ def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
             of_it["recorded"] = Path(records) / f"{name}.jsonl"
         if "data" in of_it and (Path(of_it["data"]) / name).is_dir():
             of_it["data"] = Path(of_it["data"]) / name
-        if len(benchmarks.TABLE[name].protocols) == 1 and len(names) > 1:
-            of_it.pop("protocol", None)
+        of_it["protocol"] = protocols[name]
         published[name] = of_it
     if set_ and not published:
         option = f"--{next(iter(set_)).replace('_', '-')}" if "likelihood" not in set_ else "--no-likelihood"

@@ -1,6 +1,7 @@
 """Running a published benchmark: records are read, answered and recorded batch by batch, and a stopped run goes on."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 import tempfile
@@ -57,6 +58,18 @@ def check(processor, name: str, protocol: str | None = None, frames: int | None 
     return known.protocols[protocol]
 
 
+def chosen(names: Sequence[str], protocol: str | None) -> dict[str, str | None]:
+    """Return the protocol of each benchmark: the one that was asked for where it has it, else None, its first.
+
+    Raises:
+        UserError: if no benchmark has the one that was asked for.
+    """
+    known = {each: None for name in names for each in row(name).protocols}
+    if protocol and known and protocol not in known:
+        raise unknown("protocol", protocol, known)
+    return {name: protocol if protocol in TABLE[name].protocols else None for name in names}
+
+
 def parts(known: Published, limit: int | None) -> list[tuple[str | None, int | None]]:
     """Divide a limit among a benchmark's configurations: ``(configuration, how many)``, the first ones get one more."""
     names = known.configurations or (None,)
@@ -90,7 +103,8 @@ def answers(
         data: a local copy of its repository; None to read from the hub.
         protocol: prompts and rules, a key of the row's ``protocols``; the first by default.
         batch_size: questions answered at once; their media are all that is in memory.
-        recorded: JSONL file to record every answer in. If it exists, the run goes on after what it holds.
+        recorded: JSONL file to record every answer in. If it exists, the run goes on after what it holds. When the run is
+            finished, the table is also written beside it as parquet, if pyarrow is installed.
         likelihood: also compare the options by likelihood.
         frames: show so many frames of a video as pictures, for a model that takes no videos.
         progress: show a bar, with the time that is left.
@@ -120,7 +134,9 @@ def answers(
     done = _read(Path(recorded), head) if recorded else []
     finished = {(line["configuration"], line["number"]) for line in done}
     run = _Run(model, processor, known, chosen, source, likelihood, frames)
-    bar = tqdm(total=limit or known.size, desc=name, disable=not progress)
+    counts = [source.count(configuration) for configuration, _ in shares] if progress and not limit else [None]
+    total = limit or (known.size if None in counts else sum(counts))
+    bar = tqdm(total=total, desc=name, disable=not progress)
     made = list(done)
     with bar, passes.undisturbed(model):
         for batch in _batches(source, shares, finished, batch_size, bar):
@@ -139,7 +155,13 @@ def answers(
         and (asked[line["configuration"]] is None or line["number"] < asked[line["configuration"]])
     ]
     made.sort(key=lambda line: (order[line["configuration"]], line["number"]))
-    return _table(made, known, name, protocol)
+    table = _table(made, known, name, protocol)
+    if recorded and importlib.util.find_spec("pyarrow"):
+        target = Path(recorded).with_suffix(".parquet")
+        part = target.with_name(f".{target.name}.part")
+        table.to_parquet(part, engine="pyarrow", index=False)
+        part.replace(target)
+    return table
 
 
 def _table(made: list[dict], known: Published, name: str, protocol: str) -> pd.DataFrame:
@@ -258,7 +280,7 @@ class _Run:
         """Write a question with its options as answers."""
         known = rules.letters(one.options)
         written = {
-            letter: self.protocol.choice.format(letter=letter, option=option)
+            letter: self.protocol.choice.format(letter=letter, option=option, lower=option.lower())
             for letter, option in zip(known, one.options)
         }
         usual = max(one.answers, key=one.answers.count) if one.answers else written[one.right]
