@@ -19,6 +19,7 @@ import quality
 import real_lm
 import recovery
 import repeatability
+import retention
 import rounding
 import search
 import selection_speed
@@ -290,3 +291,13 @@ def test_recovery_trains_answers_alone_keeps_zeros_and_goes_on_where_it_stopped(
     assert "| 70.00% |" in recovery.table(result)
     monkeypatch.delattr(recovery, "run")
     assert recovery.main([*small, "--seeds", "0"]) == result
+
+
+def test_retentions_are_recorded_as_tamp_table_makes_them(tmp_path):
+    few = ["--methods", "magnitude", "--limit", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    made = retention.main(few)
+    assert {(row["method"], row["benchmark"]) for row in made["rows"]} == {
+        (method, name) for method in ("dense", "magnitude") for name in (*retention.BENCHMARKS, "mean")
+    }
+    assert json.loads((tmp_path / "retention.json").read_text())["rows"] == made["rows"]
+    assert retention.table(made).startswith("| method | textvqa | blink | pope | mean |")
