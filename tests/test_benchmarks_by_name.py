@@ -1,19 +1,24 @@
 """Published benchmarks by name, on a few records in their published schema: rules, records, media, answers, scores."""
 
 import dataclasses
+import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pandas as pd
+import pyarrow
 import pytest
 import tiny_videollama2
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
+from pyarrow import parquet
 
 import tamp
 from tamp import cli, models, records
@@ -274,6 +279,25 @@ def test_a_limit_reads_no_more_than_it_needs(tmp_path):
         list(source.records(None, 11))
 
 
+def test_a_limit_reads_one_group_of_rows_of_a_file(tmp_path, monkeypatch):
+    rows = [{"id": str(number), "image": {"bytes": os.urandom(50_000), "path": "x"}} for number in range(40)]
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "test-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=5)
+    read = []
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            part = super().read(size)
+            read.append(len(part))
+            return part
+
+    source = Source("pope", TABLE["pope"], tmp_path)
+    monkeypatch.setattr(source, "system", SimpleNamespace(open=lambda path, mode: Counted(path)))
+    assert [record["id"] for record in source.records(None, 5)] == list("01234")
+    assert 5 * 50_000 < sum(read) < 10 * 50_000
+
+
 def test_a_copy_says_how_many_records_it_holds(tmp_path):
     counts = {
         name: [Source(name, TABLE[name], FIXTURES / name).count(c) for c in configurations]
@@ -442,6 +466,22 @@ def test_missing_videos_are_counted_and_named(listener, monkeypatch, caplog):
     found = ask(listener, "mvbench", 2, likelihood=False)
     assert len(found) == 1 and found.attrs["missing"] == ["clevrer/video_validation/gone.mp4"]
     assert "1 of 2 questions are left out" in caplog.text
+
+
+def test_missing_pictures_are_counted_and_files_beside_the_records_are_found(shipped, tmp_path):
+    rows = list(Source("pope", TABLE["pope"], FIXTURES / "pope").records(None, 3))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "here.jpg").write_bytes(rows[1]["image"]["bytes"])
+    for row, name in zip(rows, ("gone.jpg", "here.jpg")):
+        row["image"] = {"bytes": None, "path": name}
+    made = [{name: value for name, value in row.items() if name != "_number"} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(made), tmp_path / "data" / "test-00000-of-00001.parquet")
+    options = {"data": tmp_path, "protocol": "plain", "likelihood": False, "progress": False}
+    found = benchmarks.answers(*shipped, "pope", **options)
+    assert found["number"].tolist() == [1, 2] and found.attrs["missing"] == ["gone.jpg"]
+    (tmp_path / "here.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match="POPE, record 1: .*here.jpg"):
+        benchmarks.answers(*shipped, "pope", **options)
 
 
 def test_frames_stand_for_a_video_where_a_model_takes_pictures(shipped):

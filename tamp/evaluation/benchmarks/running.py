@@ -239,7 +239,7 @@ class _Run:
             try:
                 one = self.known.read(record, configuration or "")
                 given, missing = self._media(one, scratch / f"{len(lines)}")
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
                 said = f"it has no column {error}" if isinstance(error, KeyError) else str(error)
                 raise UserError(f"{where}: {said}") from error
             lines.append(line | {"missing": missing} if missing else line)
@@ -260,7 +260,10 @@ class _Run:
 
     def _media(self, one: Asked, scratch: Path) -> tuple[dict[str, tuple], str]:
         """Open a question's media; the name of the first file that is missing, or ""."""
-        images = [records.picture(image) for image in one.images]
+        for given in (*one.images, *one.audios):
+            if self._held(given) is None:
+                return {}, str((given or {}).get("path") or "a file without a name")
+        images = [records.picture(self._held(image)) for image in one.images]
         videos = [(name, self.source.video(name)) for name in one.videos]
         if missing := next((name for name, path in videos if path is None), ""):
             return {}, missing
@@ -268,13 +271,21 @@ class _Run:
             images += [Image.fromarray(frame) for _, path in videos for frame in media.read_video(path, self.frames)]
             videos = []
         audios = []
-        for number, sound in enumerate(one.audios):
-            if not isinstance(sound, dict) or not isinstance(sound.get("bytes"), bytes):
-                return {}, str(sound.get("path") if isinstance(sound, dict) else sound)
-            path = scratch.with_name(f"{scratch.name}-{number}{_ending(sound['bytes'])}")
-            path.write_bytes(sound["bytes"])
-            audios.append(str(path))
+        for number, sound in enumerate(map(self._held, one.audios)):
+            if isinstance(sound, bytes):
+                path = scratch.with_name(f"{scratch.name}-{number}{_ending(sound)}")
+                path.write_bytes(sound)
+                sound = path
+            audios.append(str(sound))
         return {"images": tuple(images), "videos": tuple(str(path) for _, path in videos), "audios": tuple(audios)}, ""
+
+    def _held(self, given: dict | None) -> bytes | Path | None:
+        """Return the bytes of a picture or sound, or its file in a local copy; None if there is neither."""
+        given = given or {}
+        if isinstance(given.get("bytes"), bytes):
+            return given["bytes"]
+        path = Path(self.source.root) / (given.get("path") or "")
+        return path if path.is_file() else None
 
     def _question(self, one: Asked, given: dict[str, tuple]) -> Question:
         """Write a question with its options as answers."""

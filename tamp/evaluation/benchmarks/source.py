@@ -147,8 +147,12 @@ class Source:
         except ImportError as error:
             raise UserError(f"{path} is parquet, and reading it needs pyarrow: pip install pyarrow.") from error
         with self._reached(), self.system.open(f"{self.root}/{path}", "rb") as file:
-            for batch in parquet.ParquetFile(file).iter_batches(batch_size=ROWS):
-                yield from batch.to_pylist()
+            whole = parquet.ParquetFile(file)
+            for group in range(
+                whole.num_row_groups
+            ):  # of several groups at once, all would be fetched at the beginning
+                for batch in whole.iter_batches(batch_size=ROWS, row_groups=[group]):
+                    yield from batch.to_pylist()
 
     def _json(self, path: str) -> Iterator[dict]:
         with self._reached(), self.system.open(f"{self.root}/{path}", "rb") as file:
