@@ -19,6 +19,7 @@ import quality
 import real_lm
 import recovery
 import repeatability
+import retention
 import rounding
 import search
 import selection_speed
@@ -316,3 +317,13 @@ def test_an_update_takes_as_many_launches_whatever_the_width_and_sparsegpt_some_
         assert update_cost.products(method, 16, 64) == pytest.approx(recorded[method]["products"])
     few, many = (update_cost.run("sparsegpt", 8, width)[0] for width in (128, 256))
     assert (many - few) / 128 == pytest.approx(recorded["sparsegpt"]["launches_per_column"], abs=0.5)
+
+
+def test_retentions_are_recorded_as_tamp_table_makes_them(tmp_path):
+    few = ["--methods", "magnitude", "--limit", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    made = retention.main(few)
+    assert {(row["method"], row["benchmark"]) for row in made["rows"]} == {
+        (method, name) for method in ("dense", "magnitude") for name in (*retention.BENCHMARKS, "mean")
+    }
+    assert json.loads((tmp_path / "retention.json").read_text())["rows"] == made["rows"]
+    assert retention.table(made).startswith("| method | textvqa | blink | pope | mean |")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from tamp.cli import common
-from tamp.errors import UserError, unknown
+from tamp.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--data", help="local copy of the benchmark's repository, or a folder of such copies by name (default: the hub)"
     )
     published.add_argument(
-        "--protocol", help="source of prompts and scoring rules: lmms-eval or videollama2 (default: lmms-eval)"
+        "--protocol", help="prompts and scoring rules: lmms-eval, videollama2 or plain (default: lmms-eval)"
     )
     published.add_argument("--batch-size", type=int, help="questions answered at once (default: 8)")
     published.add_argument("--frames", type=int, help="number of video frames to show as pictures")
@@ -127,13 +127,12 @@ def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
         UserError: if one is given and no published benchmark is asked for.
     """
     from tamp.evaluation import benchmarks
+    from tamp.evaluation.benchmarks import running
 
     given = ("data", "protocol", "batch_size", "frames", "records", "likelihood")
     set_ = {name: getattr(options, name) for name in given if getattr(options, name) is not None}
     asked = [name for name in names if name in benchmarks.TABLE]
-    protocols = {protocol: None for name in asked for protocol in benchmarks.TABLE[name].protocols}
-    if asked and set_.get("protocol", next(iter(protocols))) not in protocols:
-        raise unknown("protocol", set_["protocol"], protocols)
+    protocols = running.chosen(asked, options.protocol)
     shown = any(benchmarks.TABLE[name].kind == "video" for name in asked)
     published = {}
     for name in asked:
@@ -144,8 +143,7 @@ def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
             of_it["recorded"] = Path(records) / f"{name}.jsonl"
         if "data" in of_it and (Path(of_it["data"]) / name).is_dir():
             of_it["data"] = Path(of_it["data"]) / name
-        if len(benchmarks.TABLE[name].protocols) == 1 and len(names) > 1:
-            of_it.pop("protocol", None)
+        of_it["protocol"] = protocols[name]
         published[name] = of_it
     if set_ and not published:
         option = f"--{next(iter(set_)).replace('_', '-')}" if "likelihood" not in set_ else "--no-likelihood"

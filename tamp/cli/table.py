@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="number of questions per benchmark (default: all)")
     parser.add_argument("--data", help="folder with a local copy of each benchmark under its name (default: the hub)")
     parser.add_argument(
-        "--protocol", help="source of prompts and scoring rules: lmms-eval or videollama2 (default: lmms-eval)"
+        "--protocol", help="prompts and scoring rules: lmms-eval, videollama2 or plain (default: lmms-eval)"
     )
     parser.add_argument("--frames", type=int, help="number of video frames to show as pictures")
     parser.add_argument("--batch-size", type=int, default=8, help="questions answered at once (default: 8)")
@@ -67,4 +67,6 @@ def run(options: argparse.Namespace) -> None:
     )
     print(retention_table.wide(table).to_string())
     print("\n".join(retention_table.notes(table)))
+    if options.likelihood:
+        print(f"\nBy likelihood of the options\n{retention_table.wide(table, retention_table.CHOICE).to_string()}")
     print(f"written to {options.out}: table.md, table.html, table.json")

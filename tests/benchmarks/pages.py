@@ -27,6 +27,7 @@ import quality
 import real_lm
 import recording
 import recovery
+import retention
 import rounding
 import search
 import sizes
@@ -372,7 +373,10 @@ PAGES = {
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
     "book/lmms_eval.md": {"agreement": lambda: agreement.table(read("agreement"))},
-    "book/benchmarks.md": {"benchmarks": benchmark_table.table},
+    "book/benchmarks.md": {
+        "benchmarks": benchmark_table.table,
+        "retention": lambda: retention.table(read("retention")),
+    },
     "book/methods.md": {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
