@@ -20,7 +20,7 @@ from tamp import choices, criteria, masks, models, passes, planning, plans, upda
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
-from tamp.recipe import Recipe
+from tamp.recipe import Recipe, check
 from tamp.report import Report, peak_memory, reset_peak_memory
 from tamp.scores import ALLOCATIONS
 
@@ -60,6 +60,7 @@ def prune(
         UserError: if a sample, a width or the plan does not fit, or too much of the decoder would be left out. An exception
             that leaves the model partly pruned says so in a note.
     """
+    check(recipe)
     samples = None if samples is None else list(samples)
     blocks = models.blocks(model)
     left_out = planning.check_model(model, allow_partial)
@@ -140,6 +141,8 @@ def prune(
 
 def _under(plan: plans.Plan, recipe: Recipe, model: nn.Module) -> Recipe:
     """Check that a plan, a recipe and a model belong together, and return the recipe with the plan's allocation."""
+    if not isinstance(plan, plans.Plan):
+        raise UserError(f"A plan is a tamp.Plan, from tamp.plan or tamp.Plan.read, not {plan!r:.80}.")
     plan.check({name: linear.weight.numel() for name, linear in models.all_linears(model).items()})
     if (plan.target, plan.pattern) != (recipe.sparsity, recipe.pattern):
         raise UserError(
