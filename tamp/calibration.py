@@ -92,7 +92,9 @@ def calibration_set(
         source = list(source)
         if not source:
             raise UserError("The calibration set is empty.")
-        ready = not any(isinstance(each, dict) and "input_ids" not in each for each in source)
+        ready = all(
+            isinstance(each, Mapping) and ("input_ids" in each or not isinstance(each, dict)) for each in source
+        )
     given = {**chosen, **limits, "on_error": on_error != "raise"}
     if (ready or ours) and (idle := next((name for name, value in given.items() if value), "")):
         raise UserError(f"{idle} has no effect on {'samples' if ready else 'a shipped set'}: leave it out.")

@@ -7,6 +7,7 @@ about ``BUFFER`` + n records that pass the filter, and never the whole set.
 import fnmatch
 import hashlib
 import logging
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -150,7 +151,8 @@ def drawn(
     Raises:
         UserError: if there is no such source, it cannot be read, or no record passes the filter.
     """
-    filter = dict(filter or {})
+    filter, media = dict(filter or {}), media if media is None else os.path.expanduser(media)
+    source = os.path.expanduser(source) if isinstance(source, str | Path) else source
     if isinstance(source, str) and source in PAPER:
         hub, usual = PAPER[source]
         if hub is None and media is None:
@@ -186,13 +188,13 @@ def _records(
     if not isinstance(source, str | Path):
         return reading.read(source, "calibration set", skipped=skipped), False
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # which takes a name that is too long
         if str(source).count("/") == 1 and not path.suffix and not str(source).startswith((".", "/")):
             return _stream(str(source), seed), True
         options = [*known, *PAPER]
         raise unknown(
             "calibration set",
-            str(source),
+            f"{source!s:.200}",
             options,
             "A .jsonl or .json file, a folder, or a data set of the hub such as 'owner/name' works too.",
         )

@@ -29,7 +29,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
         known: the names that exist.
         hint: a closing sentence, such as what else would be accepted.
     """
-    known = list(known)
+    known, name = list(known), str(name)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     shown = [*known[:20], f"and {len(known) - 20} more"] if len(known) > 20 else known

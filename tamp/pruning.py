@@ -21,7 +21,7 @@ from tamp import choices, criteria, masks, models, onloading, passes, planning, 
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
-from tamp.recipe import Recipe
+from tamp.recipe import Recipe, check
 from tamp.report import Report, peak_memory, reset_peak_memory
 from tamp.scores import ALLOCATIONS
 
@@ -67,6 +67,7 @@ def prune(
     Raises:
         UserError: see :func:`tamp.prune`.
     """
+    check(recipe)
     samples = None if samples is None else list(samples)
     blocks = models.blocks(model)
     left_out = planning.check_model(model, allow_partial)
@@ -167,6 +168,8 @@ def prune(
 
 def _under(plan: plans.Plan, recipe: Recipe, model: nn.Module) -> Recipe:
     """Check that a plan, a recipe and a model belong together, and return the recipe with the plan's allocation."""
+    if not isinstance(plan, plans.Plan):
+        raise UserError(f"A plan is a tamp.Plan, from tamp.plan or tamp.Plan.read, not {plan!r:.80}.")
     plan.check({name: linear.weight.numel() for name, linear in models.all_linears(model).items()})
     if (plan.target, plan.pattern) != (recipe.sparsity, recipe.pattern):
         raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tamp import schema
 from tamp.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ def read(
     Raises:
         UserError: if it does not exist, is empty, or is not in one of the known formats.
     """
-    if not isinstance(source, str | Path):
+    if isinstance(source, str | Path):
+        source = os.path.expanduser(source)
+    if not isinstance(source, str):
         source = found = list(source)
     elif os.path.isdir(source):
         found = _read_folder(Path(source))
@@ -106,8 +109,13 @@ def read(
 
 
 def _numbered(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return a record with its number, without absent values: datasets fills missing columns with None, pandas with NaN."""
-    return {**{key: value for key, value in record.items() if not absent(value)}, "_number": number}
+    """Return a record with its number, without absent values: datasets fills missing columns with None, pandas with NaN.
+
+    What pandas keeps of a list, an array of one axis, is a list again.
+    """
+    there = {key: value for key, value in record.items() if not absent(value)}
+    lists = {key: value.tolist() for key, value in there.items() if getattr(value, "ndim", 0) == 1}
+    return {**there, **lists, "_number": number}
 
 
 def absent(value: Any) -> bool:
@@ -118,7 +126,7 @@ def absent(value: Any) -> bool:
 def _read_file(path: Path) -> list:
     """Read a list of records, or one per line; what is not JSON in a line is left as the error that it raised."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = schema.text_of(path)
         if path.suffix.lower() == ".json" or text.lstrip()[:1] == "[":
             try:
                 found = json.loads(text)

@@ -96,11 +96,11 @@ class Recipe:
         **options: Any,
     ):
         for axis, method in (("allocation", allocation), ("tokens", tokens), ("criterion", criterion)):
-            if not callable(method) and method not in METHODS[axis]:
-                raise unknown(axis, str(method), METHODS[axis])
+            if not callable(method) and method not in list(METHODS[axis]):  # a list, which takes what has no hash
+                raise unknown(axis, method, METHODS[axis])
             object.__setattr__(self, axis, method)
-        if update not in updates.UPDATES:
-            raise unknown("update", str(update), updates.UPDATES)
+        if update not in list(updates.UPDATES):
+            raise unknown("update", update, updates.UPDATES)
         object.__setattr__(self, "update", update)
         if update == "admm" and self.rules[2].update:
             raise UserError(
@@ -154,7 +154,7 @@ class Recipe:
         Raises:
             UserError: if there is no such preset or field, or a value is out of range.
         """
-        if name not in PRESETS:
+        if name not in list(PRESETS):
             raise unknown("preset", name, PRESETS)
         return cls(**{**PRESETS[name], **changes})
 
@@ -169,7 +169,7 @@ class Recipe:
         Raises:
             UserError: if there is no such preset or field, or a value is out of range.
         """
-        preset, _, rest = method.partition(":")
+        preset, _, rest = str(method).partition(":")
         changes: dict[str, str | float | int] = {}
         for change in filter(None, rest.split(",")):
             name, equals, value = change.partition("=")
@@ -221,6 +221,16 @@ class Recipe:
 
 FIELDS = tuple(each.name for each in fields(Recipe) if each.name != "options")
 """What every recipe says, whatever its methods."""
+
+
+def check(recipe: Any) -> None:
+    """Check that a recipe is one, and not its name.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"A recipe is a tamp.Recipe, such as tamp.Recipe.preset('wanda'), not {recipe!r:.80}.")
 
 
 def _users(option: str) -> tuple[str, list[str]]:

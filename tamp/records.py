@@ -151,7 +151,8 @@ def _folder(source: Any) -> Path:
     """Return what paths in records are relative to."""
     if not isinstance(source, str | Path):
         return Path()
-    return Path(source) if os.path.isdir(source) else Path(source).parent
+    place = Path(os.path.expanduser(source))
+    return place if os.path.isdir(place) else place.parent
 
 
 class Pictures(Sequence):

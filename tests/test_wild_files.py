@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import tamp
-from tamp import conversations, reading, records
+from tamp import conversations, media, pixels, reading, records
 from tamp.errors import UserError
 from tamp.evaluation import compare, scoring
 from tamp.records import picture
@@ -371,3 +371,33 @@ def test_the_command_line_skips_too(folder, capsys, caplog):
     assert "--on-error has no effect without a file of questions" in capsys.readouterr().err
     with pytest.raises(UserError, match="on_error has no effect on pope"):
         tamp.evaluate(None, None, "pope", on_error="skip")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_files_in_other_encodings_of_unicode_are_read(encoding, folder):
+    record = {"question": "Größe?", "answer": "14 µm"}
+    for name, text in (("q.json", json.dumps([record], ensure_ascii=False)), ("q.jsonl", json.dumps(record) + "\r\n")):
+        (folder / name).write_bytes(text.encode(encoding))
+        (made,) = conversations.questions(folder / name)
+        assert (made.text, made.answer) == ("Größe?", "14 µm")
+
+
+def test_arrays_that_pandas_keeps_of_lists_are_lists(processor):
+    turns = np.array([{"from": "human", "value": "Eh?"}, {"from": "gpt", "value": "A"}], dtype=object)
+    assert len(tamp.calibration_set([{"conversations": turns}], processor, 1)) == 1
+    record = {"question": "q", "answer": np.str_("b"), "choices": np.array(["a", "b"])}
+    (made,) = conversations.questions([record])
+    assert made.choices == ("a", "b")
+
+
+@pytest.mark.parametrize("each", ["hello", ("q", "a"), 3, None])
+def test_a_list_of_something_else_is_not_taken_for_samples(each, processor):
+    with pytest.raises(UserError, match="Record 0: a record is an object"):
+        tamp.calibration_set([each, each], processor)
+
+
+def test_a_picture_without_pixels_and_seconds_that_are_text(folder):
+    with pytest.raises(UserError, match="it has no pixels"):
+        pixels.picture(Image.new("RGB", (0, 4)))
+    with pytest.raises(UserError, match="positive number of seconds, not '1'"):
+        media.read_audio("x.wav", "1")

@@ -1,6 +1,7 @@
 """``tamp evaluate``: evaluate models on one benchmark or several, and compare them question by question."""
 
 import argparse
+import os
 from pathlib import Path
 
 from tamp.cli import common
@@ -141,7 +142,7 @@ def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
             of_it.pop("frames", None)
         if records := of_it.pop("records", None):
             of_it["recorded"] = Path(records) / f"{name}.jsonl"
-        if "data" in of_it and (Path(of_it["data"]) / name).is_dir():
+        if "data" in of_it and os.path.isdir(os.path.join(of_it["data"], name)):
             of_it["data"] = Path(of_it["data"]) / name
         of_it["protocol"] = protocols[name]
         published[name] = of_it

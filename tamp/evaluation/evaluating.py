@@ -1,5 +1,6 @@
 """One door to evaluation: shipped sets and files of questions, and published benchmarks by name."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -70,7 +71,7 @@ def check_name(benchmark) -> None:
     Raises:
         UserError: if it does not.
     """
-    if not isinstance(benchmark, str | Path) or Path(benchmark).exists():
+    if not isinstance(benchmark, str | Path) or os.path.exists(os.path.expanduser(benchmark)):
         return
     known = [*conversations.SETS, *benchmarks.TABLE]
     if str(benchmark) not in known:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tamp import calibration, files, loading, pruning
+from tamp import calibration, files, loading, pruning, schema
 from tamp.errors import UserError
 from tamp.evaluation import benchmarks, compare, paired, results
 from tamp.evaluation.benchmarks import running
@@ -277,7 +277,8 @@ def _path(folder: Path, cell: Cell, name: str) -> Path:
 
 def _read(path: Path) -> pd.DataFrame:
     """Read a finished cell's answers."""
-    found = json.loads(path.read_text())
+    answers = {"answers": dict.fromkeys(KEPT, list), "benchmark": str}
+    found = schema.read(path, answers, "a finished cell", "Delete it, and it is run again.")
     scored = pd.DataFrame(found["answers"])
     scored["configuration"] = scored["configuration"].fillna("")
     scored.attrs["benchmark"] = found["benchmark"]
@@ -290,13 +291,13 @@ def _folder(out: str | Path, settings: Settings) -> Path:
     Raises:
         UserError: if it holds something else, or a table with other settings.
     """
-    folder, asked = Path(out).expanduser().resolve(), json.loads(json.dumps(asdict(settings)))
+    folder, asked = files.located(out), json.loads(json.dumps(asdict(settings)))
     path = folder / "settings.json"
     if folder.exists() and not path.is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and does not hold a table; choose another folder.")
     if not path.is_file():
         results.write_result(path, {"settings": asked})
-    there = json.loads(path.read_text())["settings"]
+    there = schema.read(path, {"settings": dict}, "a table's settings", "Choose another folder.")["settings"]
     if different := next((name for name in asked if there.get(name) != asked[name]), None):
         raise UserError(
             f"{folder} holds a table with {different}={there.get(different)!r}, not {asked[different]!r}: choose another "

@@ -7,6 +7,7 @@ needs, and single files out of zip archives without unpacking these. Media stay 
 import contextlib
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
@@ -52,9 +53,9 @@ class Source:
         else:
             import fsspec
 
-            path = Path(data).expanduser().resolve()
-            if not path.exists():
-                raise UserError(f"There is no folder {data} with a copy of {row.hub}.")
+            path = Path(os.path.abspath(os.path.expanduser(data)))
+            if not os.path.exists(path):
+                raise UserError(f"There is no folder {data!s:.200} with a copy of {row.hub}.")
             self.system, self.root = fsspec.filesystem("file"), path.as_posix()
         self.alone = data is not None and path.is_file()
         with self._reached():
