@@ -11,12 +11,12 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from tamp import choices, criteria, masks, models, passes, planning, plans, updates, walk
+from tamp import choices, criteria, masks, models, passes, planning, plans, ranks, updates, walk
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
@@ -78,13 +78,19 @@ def prune(
             captured: list[walk.Captured] = []
             if needed:
                 with watch("capture"):
-                    captured = walk.capture(model, samples, progress)
+                    captured = walk.capture(model, ranks.share(samples), progress)
+                    if ranks.size() > 1:
+                        unused = frozenset().union(*ranks.told(frozenset().union(*(each.unused for each in captured))))
+                        captured = [replace(each, unused=unused) for each in captured]
             linears = walk.reached(model, captured)
             if plan is None:
                 scores = None
                 if recipe.plans:
                     with watch("allocate"):
-                        scores = planning.score(model, captured, recipe, progress)
+                        seen = captured
+                        if ranks.size() > 1 and recipe.allocation_needs_samples:  # all look at the same ones
+                            seen = walk.capture(model, samples[slice(recipe.allocation_samples)], progress)
+                        scores = planning.score(model, seen, recipe, progress)
                 plan = planning.make_plan(model, scores, recipe, captured)
             else:
                 planning.check_pattern(linears, recipe.pattern)
@@ -231,15 +237,24 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
         number = row.sample
         rows += 1
         unread |= rule.looks_at == "attention" and row.attention is None
+    rows = sum(ranks.told(rows))
     if not rows:
         raise step.not_reached()
-    add()
+    if waiting:
+        add()
+    unread = any(ranks.told(unread))
+
+    def empty(name: str, make):
+        return make(step.linears[name].in_features, step.linears[name].weight.device)
+
+    ranks.add(statistics, lambda name: empty(name, criterion.statistic))
+    ranks.add(hessians, lambda name: empty(name, update.statistic))
     kept = {name: statistic.count / rows for name, statistic in statistics.items()}
     pooled = criteria.pool(statistics)
     if update.apply:
-        for name, linear in step.linears.items():
+        for name in step.linears:
             if name not in hessians:  # an expert that no token reached
-                hessians[name] = update.statistic(linear.in_features, linear.weight.device)
+                hessians[name] = empty(name, update.statistic)
         pooled += [name for name in criteria.pool(hessians) if name not in statistics]
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:

@@ -61,6 +61,11 @@ def place_of(record: dict[str, Any], source: Any) -> Place:
     return Place(file, record["_number"], repr(name)[:60] if isinstance(name, str | int) and name != "" else "")
 
 
+def said(source: Any) -> str:
+    """Return what a sentence calls a source: its name, or what it is."""
+    return f"{source!s:.200}" if isinstance(source, str | Path) else f"The list of {len(source)} records"
+
+
 def read(
     source: str | Path | Iterable[dict], kind: str, known: Iterable[str] = (), skipped: list[Skipped] | None = None
 ) -> Sequence[dict[str, Any]]:
@@ -78,7 +83,7 @@ def read(
         UserError: if it does not exist, is empty, or is not in one of the known formats.
     """
     if not isinstance(source, str | Path):
-        found = list(source)
+        source = found = list(source)
     elif os.path.isdir(source):
         found = _read_folder(Path(source))
     elif os.path.isfile(source):
@@ -86,7 +91,7 @@ def read(
     else:
         raise unknown(kind, f"{source!s:.200}", known, "A .jsonl or .json file or a datasets folder works too.")
     if not found:
-        raise UserError(f"The {kind} {source} is empty.")
+        raise UserError(f"The {kind} {said(source)} is empty.")
     if isinstance(found, Saved):
         return found
     records = []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tamp.choices import by_matrix, everything
 from tamp.criteria import Covariance, Hessian
+from tamp.errors import whole
 from tamp.methods import Option, Update
 from tamp.models import TEXT
 
@@ -110,11 +111,13 @@ def admm(
         hessian: (in, in), as for :func:`least_squares`.
         damping: as for :func:`least_squares`.
         penalty: how hard the weights are pulled to those that the mask keeps, as a share of an input's own square.
-        steps: how many.
+        steps: how many, at least one.
 
     Returns:
         The mask, (out, in) bool, True = dropped, and the weights, (out, in), zero where it is.
     """
+    if (whole(steps) or 0) < 1:
+        raise ValueError(f"ADMM takes a whole number of steps, at least one, not {steps!r}")
     matrix, scale = _scaled(hessian, damping)
     dense = weight.float() * scale
     target = dense @ matrix

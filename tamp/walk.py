@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tamp import models, passes
+from tamp import models, passes, ranks
 from tamp.attention import attention_row, last_valid
 from tamp.captured import Captured, capture, copies
 from tamp.errors import UserError
@@ -174,7 +174,8 @@ class Step:
             wrong += sample.tokens(after - dense)[valid].float().square().sum(dtype=torch.float64)
             added += sample.tokens(dense - sample.hidden)[valid].float().square().sum(dtype=torch.float64)
             sample.hidden = after
-        return (wrong / added).sqrt().item() if added else 0.0
+        wrong, added = ranks.summed(torch.tensor([wrong, added], dtype=torch.float64, device=valid.device)).tolist()
+        return (wrong / added) ** 0.5 if added else 0.0
 
     def not_reached(self) -> UserError:
         """Return the error for a block that no sample was run through."""

@@ -25,6 +25,7 @@ import selection_speed
 import sizes
 import tiny
 import torch
+import update_cost
 import update_search
 import votes
 
@@ -202,7 +203,7 @@ def test_the_rounding_script_exchanges_the_types_of_both_sums_and_puts_them_back
 
 @pytest.mark.parametrize(("source", "visual"), [("prose", 0), ("half", 2), ("mini-vqa", 4)])
 def test_calibration_sets_from_another_world(source, visual, processor, monkeypatch):
-    monkeypatch.setattr(other_calibration, "MODEL", "mini-llava-next")
+    monkeypatch.setattr(other_calibration, "SMOL", "mini-llava-next")
     drawn = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)
     assert len(drawn) == 4 and sum("pixel_values" in each for each in drawn) == visual
     again = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)
@@ -240,7 +241,10 @@ def test_votes_are_measured(tmp_path):
     found = votes.main(["--models", "mini-llava-next", "--n-samples", "2", "--out", str(tmp_path)])["models"]
     (found,) = found.values()
     assert found["vote"]["q_proj"] == pytest.approx(found["words"], rel=0.1)
-    assert found["vote"]["down_proj"] > 1.5 * found["words"] and 0 < found["first"]["down_proj"] < found["vote"]["down_proj"]
+    assert (
+        found["vote"]["down_proj"] > 1.5 * found["words"]
+        and 0 < found["first"]["down_proj"] < found["vote"]["down_proj"]
+    )
     assert found["picked"]["text"] == found["words"] and found["words_picked"]["text"] == 1
     assert found["words"] < found["words_picked"]["amia"] < 1 and len(found["by_block"]) == 8
     assert results.recorded("votes")["models"]["mini-llava-next"].keys() == found.keys()
@@ -302,3 +306,13 @@ def test_recovery_trains_answers_alone_keeps_zeros_and_goes_on_where_it_stopped(
     assert "| 70.00% |" in recovery.table(result)
     monkeypatch.delattr(recovery, "run")
     assert recovery.main([*small, "--seeds", "0"]) == result
+
+
+def test_an_update_takes_as_many_launches_whatever_the_width_and_sparsegpt_some_per_column():
+    recorded = results.recorded("update_cost")["methods"]
+    for method in ("least_squares", "admm"):
+        counts = [update_cost.run(method, 8, width)[0] for width in (64, 160)]  # ties are settled in a few more
+        assert counts == pytest.approx([recorded[method]["launches"]] * 2, abs=20)
+        assert update_cost.products(method, 16, 64) == pytest.approx(recorded[method]["products"])
+    few, many = (update_cost.run("sparsegpt", 8, width)[0] for width in (128, 256))
+    assert (many - few) / 128 == pytest.approx(recorded["sparsegpt"]["launches_per_column"], abs=0.5)

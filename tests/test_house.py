@@ -14,6 +14,7 @@ CORE = (
     "schema",
     "methods",
     "masks",
+    "ranks",
     "criteria",
     "diversity",
     "matrices",
@@ -58,6 +59,7 @@ WINGS = (
     "packs",
     "evaluation",
     "cli",
+    "__main__",
 )
 """Everything else, low to high too; a folder's modules may import each other, but not in a circle."""
 
@@ -131,7 +133,7 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_the_core_stays_small():
     lines = sum(len(MODULES[f"tamp.{name}"].read_text().splitlines()) for name in CORE)
-    assert lines <= 4900  # a third of it is what models do differently: matrices, watching, captured
+    assert lines <= 5000  # a third of it is what models do differently: matrices, watching, captured
 
 
 HEAVY = ("matplotlib", "pandas", "seaborn", "torchvision", "tamp.worlds", "tamp.videollama2", "tamp.evaluation")

@@ -5,7 +5,10 @@ import statistics
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+
+from tamp.evaluation import results
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -99,3 +102,49 @@ PAPERS = {
     "TAMP": "https://aclanthology.org/2025.findings-acl.359/",
 }
 """Where each method comes from."""
+
+
+def gain(grid: str, level: float, method: str, base: str) -> tuple[float, float]:
+    """Return the interval of a difference in accuracy."""
+    cells = [results.cells_of(results.recorded(grid), name, level) for name in (method, base)]
+    return results.interval(*cells)[1:]
+
+
+@pytest.mark.parametrize(
+    ("grid", "level", "better", "worse"),
+    [
+        ("smol_quality", 0.5, "tamp", "wanda"),
+        ("smol_quality", 0.5, "tamp", "magnitude"),
+        ("smol_quality", 0.5, "sparsegpt", "tamp"),
+        ("smol_quality", 0.5, "amia", "wanda"),
+        ("smol_quality", 0.5, "atv", "amia"),
+        ("mini_quality", 0.7, "magnitude", "tamp"),
+        ("mini_quality", 0.7, "amia", "wanda"),
+        ("mini_quality", 0.7, "atv", "amia"),
+        ("mini_quality", 0.7, "text", "amia"),
+    ],
+)
+def test_where_a_chapter_says_better_the_interval_is_above_zero(grid, level, better, worse):
+    assert gain(grid, level, better, worse)[0] > 0
+
+
+def test_what_the_chapters_say_of_other_records_holds():
+    low, high = gain("smol_quality", 0.5, "text", "amia")
+    assert low < 0 < high  # chapter 3: inconclusive
+    nll = results.recorded("chapters/01_token_diversity")["nll"]
+    assert nll["visual"] > nll["all"] > nll["text"]  # chapter 1: patches are the worst judges
+    votes = results.recorded("votes")["models"]
+    for found in votes.values():
+        normal = [found["vote"][f"{name}_proj"] for name in ("q", "k", "v", "gate", "up")]
+        assert normal == pytest.approx([found["words"]] * 5, rel=0.1)
+    smol = votes["smol-llava-next"]
+    assert 0.35 < smol["first"]["down_proj"] / smol["vote"]["down_proj"] < 0.45  # two fifths
+    assert 0.4 < smol["words_picked"]["amia"] < 0.5 and 0.18 < votes["mini-llava-next"]["words_picked"]["amia"] < 0.24
+    rows = pd.DataFrame(results.recorded("das_control")["rows"])
+    rows = rows[rows["granularity"].isna() | (rows["granularity"] == "linear")]
+    table = rows.pivot(index="scores", columns="level", values="accuracy")
+    assert (table.loc["diversity"] - table.loc["equal"]).abs()[[0.6, 0.7]].max() <= 0.005  # chapter 2: half a point
+    assert table[0.8]["diversity"] > table[0.8]["equal"] > table[0.8]["reversed"]
+    cap = results.recorded("chapters/02_sparsity_allocation")["cap"]
+    nll = dict(zip(cap["room"], cap["nll"]))
+    assert nll[0.0] > nll[0.05] > nll[0.1] < nll[0.2] < nll[0.3] and nll[0.3] > nll[0.0]

@@ -368,6 +368,6 @@ def test_the_command_line_skips_too(folder, capsys, caplog):
     assert cli.main(["evaluate", "mini-llava-next", "--benchmark", str(path), "--on-error", "skip"]) == 0
     assert "1 records were skipped, 1 used" in caplog.text
     assert cli.main(["evaluate", "mini-llava-next", "--benchmark", "pope", "--on-error", "skip"]) == 2
-    assert "--on-error is for files of questions" in capsys.readouterr().err
+    assert "--on-error has no effect without a file of questions" in capsys.readouterr().err
     with pytest.raises(UserError, match="on_error has no effect on pope"):
         tamp.evaluate(None, None, "pope", on_error="skip")

@@ -38,6 +38,10 @@ def run(options: argparse.Namespace) -> None:
         task, mark, split = where.partition(":")
         if not (sign and mark and Path(file).is_file()):
             raise UserError(f"--data takes TASK:SPLIT=FILE, an existing parquet file, not {given!r}.")
+        if task not in options.tasks:
+            raise UserError(
+                f"--data {given} is for a task that --tasks does not name: add it there, or leave this out."
+            )
         data.setdefault(task, {})[split] = str(Path(file).resolve())
     models = [options.dense, *options.pruned]
     if len(set(models)) < len(models):

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from tamp.cli import common
-from tamp.errors import UserError
+from tamp.errors import UserError, unknown
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +50,10 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         evaluating.check_name(name)
     published = _options(options, names)
-    if options.on_error != "raise" and len(published) == len(names):
-        raise UserError("--on-error is for files of questions; published benchmarks do not use it: leave it out.")
+    if not any(name in conversations.SETS for name in names):
+        common.refuse_idle(options, ["question_seed"], "without a shipped set: other questions come in their own order")
+    if all(name in published or name in conversations.SETS for name in names):
+        common.refuse_idle(options, ["on_error"], "without a file of questions")
     models = [options.model, *options.others]
     if len(set(models)) < len(models):
         raise UserError("A model is named twice: leave one out.")
@@ -128,9 +130,16 @@ def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
 
     given = ("data", "protocol", "batch_size", "frames", "records", "likelihood")
     set_ = {name: getattr(options, name) for name in given if getattr(options, name) is not None}
+    asked = [name for name in names if name in benchmarks.TABLE]
+    protocols = {protocol: None for name in asked for protocol in benchmarks.TABLE[name].protocols}
+    if asked and set_.get("protocol", next(iter(protocols))) not in protocols:
+        raise unknown("protocol", set_["protocol"], protocols)
+    shown = any(benchmarks.TABLE[name].kind == "video" for name in asked)
     published = {}
-    for name in (each for each in names if each in benchmarks.TABLE):
+    for name in asked:
         of_it = dict(set_)
+        if shown and benchmarks.TABLE[name].kind != "video":
+            of_it.pop("frames", None)
         if records := of_it.pop("records", None):
             of_it["recorded"] = Path(records) / f"{name}.jsonl"
         if "data" in of_it and (Path(of_it["data"]) / name).is_dir():

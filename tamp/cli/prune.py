@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import checkpoint, files
+    from tamp import checkpoint, files, ranks
 
     plan, fixed = None, {}
     if options.plan:
@@ -40,12 +40,15 @@ def run(options: argparse.Namespace) -> None:
     recipe = common.recipe_of(options, **fixed)
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
-    source, chosen = common.calibration_source(options, options.model) if needed else ("", {})
-    model, processor = tamp.load(options.model, options.device, options.dtype)
+    source, chosen = common.calibration_source(options, options.model, needed)
+    model, processor = tamp.load(options.model, ranks.join(options.device), options.dtype)
     checkpoint.check_savable(model, processor)
     drawn = (options.n_samples, options.calibration_seed, options.on_error)
     samples = tamp.calibration_set(source, processor, *drawn, **chosen) if needed else None
-    report = tamp.prune(model, samples, recipe, progress=common.bars(), plan=plan, allow_partial=options.allow_partial)
+    bars = common.bars() and not ranks.rank()
+    report = tamp.prune(model, samples, recipe, progress=bars, plan=plan, allow_partial=options.allow_partial)
+    if ranks.rank():  # all have the same model; the first one saves it
+        return
     print(report)
     print(f"saved to {_saved(model, processor, options, report)}")
 

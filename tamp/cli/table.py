@@ -35,9 +35,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
+    import tamp
     from tamp.evaluation import retention_table
 
-    source, chosen = common.calibration_source(options, options.model)
+    asked = levels(options.levels)
+    pruned = [method for method in options.methods if method != "dense"]
+    needed = any(tamp.Recipe.spelled(method, level).needs_samples for method in pruned for level in asked)
+    source, chosen = common.calibration_source(options, options.model, needed)
     settings = retention_table.Settings(
         model=options.model,
         calibration=source,
@@ -53,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     table = retention_table.make(
         settings,
         options.methods,
-        levels(options.levels),
+        asked,
         options.benchmarks,
         out=options.out,
         data=options.data,

@@ -59,6 +59,8 @@ def evaluate(
         raise UserError(
             f"{min(published)} is for published benchmarks ({', '.join(benchmarks.TABLE)}); {benchmark} does not use it."
         )
+    if options.get("on_error", "raise") != "raise" and isinstance(benchmark, str) and benchmark in conversations.SETS:
+        raise UserError(f"on_error has no effect on {benchmark}, a shipped set: leave it out.")
     return scoring.summarise(scoring.answers(model, processor, benchmark, limit, seed, progress, **options))
 
 

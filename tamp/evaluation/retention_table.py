@@ -96,6 +96,8 @@ def make(
     protocols = {protocol: None for name in names for protocol in benchmarks.TABLE[name].protocols}
     if settings.protocol and settings.protocol not in protocols:
         raise unknown("protocol", settings.protocol, protocols)
+    if settings.frames is not None and not any(benchmarks.TABLE[name].kind == "video" for name in names):
+        raise UserError(f"frames={settings.frames} has no effect: none of these benchmarks shows videos. Leave it out.")
     folder = _folder(out, settings)
     todo = {cell: [name for name in names if not _path(folder, cell, name).is_file()] for cell in wanted}
     samples = None
@@ -105,7 +107,7 @@ def make(
         method, level, seed = cell
         model, processor = loading.load(settings.model, device, settings.dtype)
         for name in names:
-            benchmarks.check(processor, name, _protocol(settings, name), settings.frames)
+            benchmarks.check(processor, name, _protocol(settings, name), _frames(settings, name))
         made = {"method": method, "level": level}
         if cell != DENSE:
             recipe = Recipe.spelled(method, level)
@@ -128,7 +130,7 @@ def make(
                 batch_size=batch_size,
                 recorded=folder / "answers" / f"{slug}-{running.fingerprint(model)}.jsonl",
                 likelihood=settings.likelihood,
-                frames=settings.frames,
+                frames=_frames(settings, name),
                 progress=progress,
             )
             kept = scored[KEPT].astype(object).where(scored[KEPT].notna(), None).to_dict("list")
@@ -230,6 +232,11 @@ def _write(folder: Path, settings: Settings, table: pd.DataFrame, names: Sequenc
 def _protocol(settings: Settings, name: str) -> str | None:
     """Return the protocol of a benchmark: the one that was asked for, where the benchmark has it."""
     return settings.protocol if settings.protocol in benchmarks.TABLE[name].protocols else None
+
+
+def _frames(settings: Settings, name: str) -> int | None:
+    """Return how many frames of a benchmark's videos are shown, if it has any."""
+    return settings.frames if benchmarks.TABLE[name].kind == "video" else None
 
 
 def _path(folder: Path, cell: Cell, name: str) -> Path:

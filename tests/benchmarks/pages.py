@@ -10,22 +10,29 @@ import statistics
 from pathlib import Path
 
 import agreement
-import answers
 import benchmark_table
+import block_reconstruction
 import cpu_speed
+import drawings
 import expert_table
 import export_zeros
 import family_table
+import figure_data
 import fuzz
 import method_tables
+import other_calibration
 import outliers
 import pandas as pd
 import quality
 import real_lm
 import recording
 import recovery
+import rounding
 import search
 import sizes
+import stills
+import text_share
+import update_cost
 import update_search
 from matplotlib.figure import Figure
 
@@ -341,18 +348,26 @@ PAGES = {
         "update_mini": lambda: update_search.table(read("mini_update_choice")),
         "update_smol": lambda: update_search.table(read("smol_update_choice")),
         "update_smol_av": lambda: update_search.table(read("smol_av_update_choice")),
-        "update": lambda: "\n".join(
+        "update_levels": lambda: update_search.levels_table(read("smol_update_levels")),
+        "update_lines": lambda: "\n".join(
             update_search.line(
-                read(f"{short}_update_confirmation"), update_search.chosen(read(f"{short}_update_choice"))
+                read(f"{short}_{of}_confirmation"), update_search.chosen(read(f"{short}_{of}_choice"), name)
             )
-            for short in ("mini", "smol")
+            for short, of, name in (
+                ("mini", "update", "least_squares"),
+                ("mini", "admm", "admm"),
+                ("smol_av", "update", "least_squares"),
+            )
         ),
+        "update_cost": lambda: update_cost.table(read("update_cost")),
         "update_confirmed": lambda: update_search.table(read("smol_update_confirmation")),
+        "other_calibration": other_calibration.recorded_table,
+        "rounding": lambda: rounding.table(read("smol_update_levels"), read("smol_update_rounding")),
+        "reconstruction": lambda: block_reconstruction.table(read("smol_update_reconstruction")),
+        "admm_mini": lambda: update_search.table(read("mini_admm_choice")),
         "admm_choice": lambda: update_search.table(read("smol_admm_choice")),
-        "admm": lambda: update_search.line(
-            read("smol_admm_confirmation"), update_search.chosen(read("smol_admm_choice"), "admm")
-        ),
-        "admm_confirmed": lambda: update_search.table(read("smol_admm_confirmation")),
+        "admm_steps": lambda: update_search.table(read("smol_steps_choice")),
+        "text_share": lambda: text_share.table(read("smol_text_share")),
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
@@ -413,7 +428,10 @@ def main() -> None:
     """Refresh pages and figures."""
     for page in PAGES:
         (recording.ROOT / page).write_text(refreshed(page))
-    answers.draw(read("answers"), read("smol_quality"), recording.RESULTS / "answers.png")
+    for name in figure_data.DERIVED:
+        figure_data.write(name)
+    stills.main()
+    drawings.main()
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     for short in ("mini", "smol"):
         figures.grid_figure(read(f"{short}_quality")).savefig(recording.RESULTS / f"{short}_quality.png", dpi=150)

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from tamp import conversations, media, passes, records
-from tamp.errors import UserError, unknown
+from tamp.errors import UserError, unknown, whole
 from tamp.evaluation import scoring
 from tamp.evaluation.benchmarks import rules
 from tamp.evaluation.benchmarks.asking import Asked
@@ -52,6 +52,10 @@ def check(processor, name: str, protocol: str | None = None, frames: int | None 
     protocol = protocol or next(iter(known.protocols))
     if protocol not in known.protocols:
         raise unknown(f"protocol of {known.title}", protocol, known.protocols)
+    if frames is not None and known.kind != "video":
+        raise UserError(f"frames={frames} has no effect on {known.title}, which shows no videos: leave it out.")
+    if frames is not None and (whole(frames) or 0) < 1:
+        raise UserError(f"frames is a whole number of at least 1, not {frames!r}.")
     kind = "image" if known.kind == "video" and frames else known.kind
     conversations.render(processor, records.dialogue("?", None, **{f"{kind}s": ("",)}), prompt=True)
     return known.protocols[protocol]
@@ -105,11 +109,12 @@ def answers(
             or the file holds answers of another run.
     """
     known = row(name)
-    chosen = check(processor, name, protocol, frames)
-    if limit is not None and limit < 1:
+    if limit is not None and (whole(limit) or 0) < 1:
         raise UserError(f"A benchmark needs at least one question, not {limit}.")
-    if batch_size < 1:
+    if (whole(batch_size) or 0) < 1:
         raise UserError(f"A batch needs at least one question, not {batch_size}.")
+    chosen = check(processor, name, protocol, frames)
+    limit, batch_size, frames = (each if each is None else whole(each) for each in (limit, batch_size, frames))
     protocol = protocol or next(iter(known.protocols))
     source = Source(name, known, data)
     shares = parts(known, limit)
