@@ -1,5 +1,6 @@
-"""The book's figures: their data are what was recorded, their arithmetic is the package's, and they are small and self-contained."""
+"""The book's figures: their data are what was recorded, their arithmetic is the package's, and they ask for nothing."""
 
+import base64
 import json
 import random
 import re
@@ -111,9 +112,10 @@ def run_script(code: str) -> str:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if not browser:
         pytest.skip("there is neither node nor a browser")
-    page = f"<body><pre></pre><script>{whole}const say = (text) => document.querySelector('pre').append(text);{code}</script>"
+    say = "const say = (text) => document.querySelector('pre').append(text);"
+    page = f"<body><pre></pre><script>{whole}{say}{code}</script>"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command = [browser, *flags, "data:text/html;base64," + __import__("base64").b64encode(page.encode()).decode()]
+    command = [browser, *flags, "data:text/html;base64," + base64.b64encode(page.encode()).decode()]
     dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     return re.search(r"<pre>(.*?)</pre>", dumped, re.S)[1]
 
@@ -148,7 +150,9 @@ def test_the_row_loses_what_the_formulas_say():
         after = np.array(found["weight"])
         assert sum(found["dropped"]) == 6 and (after[found["dropped"]] == 0).all()
         apart = after - weight
-        assert found["error"] == pytest.approx(np.sqrt(apart @ hessian @ apart / (weight @ hessian @ weight)), abs=0.01), name
+        assert found["error"] == pytest.approx(
+            np.sqrt(apart @ hessian @ apart / (weight @ hessian @ weight)), abs=0.01
+        ), name
         assert found["moves"] == bool((abs(apart) > 1e-4)[~np.array(found["dropped"])].any())
     kept = ~np.array(data["methods"]["update"]["dropped"])
     best = np.linalg.solve(hessian[np.ix_(kept, kept)], hessian[kept] @ weight)  # no damping
@@ -168,8 +172,6 @@ def test_the_picks_are_in_the_sample_and_stop_at_the_bound():
 
 
 def test_votes_are_shares_and_likeness_is_mutual():
-    import base64
-
     data = figure_data.read("who-votes")
     (down, across), (rows, columns) = data["base"], data["full"]
     n = len(data["words"]) + down * across + rows * (columns + 1)

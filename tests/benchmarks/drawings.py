@@ -1,6 +1,6 @@
 """The drawings of the book, `book/_static/figures/draw-*.svg`.
 
-    python tests/benchmarks/drawings.py
+python tests/benchmarks/drawings.py
 """
 
 from collections.abc import Callable
@@ -80,16 +80,24 @@ def row() -> str:
         svg.lines(16, 270, ["product"], size=15, font_weight=600),
         svg.lines(16, 350, ["what stays"], size=15, font_weight=600),
     ]
-    for values, bottom, class_ in ((norm, 90, "tf-visual"), (map(abs, weight), 200, "tf-ink"), (products, 300, "tf-text")):
+    for values, bottom, class_ in (
+        (norm, 90, "tf-visual"),
+        (map(abs, weight), 200, "tf-ink"),
+        (products, 300, "tf-text"),
+    ):
         values = list(values)
         for j, value in enumerate(values):
             height = max(1.5, 70 * value / max(values))
             faint = 0.35 if class_ == "tf-text" and dropped[j] else None
-            parts.append(svg.rect(left + j * step + 7, bottom - height, step - 14, height, rx=2, class_=class_, opacity=faint))
+            parts.append(
+                svg.rect(left + j * step + 7, bottom - height, step - 14, height, rx=2, class_=class_, opacity=faint)
+            )
         parts.append(svg.line(left, bottom, left + 12 * step, bottom))
     for j, gone in enumerate(dropped):
         x = left + j * step
-        parts.append(svg.rect(x + 4, 326, step - 8, step - 8, rx=4, class_="tf-line" if gone else "tf-ink", stroke_width=1.5))
+        parts.append(
+            svg.rect(x + 4, 326, step - 8, step - 8, rx=4, class_="tf-line" if gone else "tf-ink", stroke_width=1.5)
+        )
         if gone:
             parts.append(svg.path(f"M{x + 12} {334}l16 16m0 -16l-16 16", "tf-accent-line", stroke_width=2.5))
     parts.append(svg.text(left, 392, "In every row, the half with the smallest products goes.", 16))
@@ -153,10 +161,28 @@ def neighbours() -> str:
             parts.append(svg.tag("circle", cx=at[0], cy=at[1], r=2.2 + heat[token] / 14, fill="#fff"))
     x = 16 + columns * cell + 30
     parts += [
-        svg.lines(x, 60, ["A dot is a patch of the picture.", "Its size is the attention that the", "last token pays to it."], 24, size=17),
+        svg.lines(
+            x,
+            60,
+            ["A dot is a patch of the picture.", "Its size is the attention that the", "last token pays to it."],
+            24,
+            size=17,
+        ),
         svg.lines(x, 164, ["A line joins a patch to one of the", "three tokens most like it."], 24, size=17),
-        svg.lines(x, 244, [f"{within:.0%} of all lines join two picture".replace("%", " %"), "tokens, or two words."], 24, size=17),
-        svg.lines(x, 324, ["Attention is passed along the lines:", "patches that look like attended ones", "gain too."], 24, size=17),
+        svg.lines(
+            x,
+            244,
+            [f"{within:.0%} of all lines join two picture".replace("%", " %"), "tokens, or two words."],
+            24,
+            size=17,
+        ),
+        svg.lines(
+            x,
+            324,
+            ["Attention is passed along the lines:", "patches that look like attended ones", "gain too."],
+            24,
+            size=17,
+        ),
     ]
     return svg.drawing(640, 32 + rows * cell, *parts)
 
@@ -183,10 +209,27 @@ def update() -> str:
             parts.append(svg.arrow(*tip, *end, "tf-visual-line", 9, stroke_width=3.5))
         else:
             parts.append(svg.line(*tip, *end, "tf-accent-line", stroke_width=2.5, stroke_dasharray="5 4"))
-            parts.append(svg.text((tip[0] + end[0]) / 2 + (8 if place == 1 else -10), (tip[1] + end[1]) / 2 + 4, "error", 15, "tf-accent", None if place == 1 else "end"))
+            parts.append(
+                svg.text(
+                    (tip[0] + end[0]) / 2 + (8 if place == 1 else -10),
+                    (tip[1] + end[1]) / 2 + 4,
+                    "error",
+                    15,
+                    "tf-accent",
+                    None if place == 1 else "end",
+                )
+            )
         parts.append(svg.arrow(x, y, *end, "tf-stroke", 9, stroke_width=2))
         parts.append(svg.text(end[0] - 22, end[1] - 8, "output", 15))
-        parts.append(svg.text(x + reach * one[0] * 0.5 - 6, y + reach * one[1] * 0.5 + 24, "first" if place < 2 else "first, longer", 15, "tf-text"))
+        parts.append(
+            svg.text(
+                x + reach * one[0] * 0.5 - 6,
+                y + reach * one[1] * 0.5 + 24,
+                "first" if place < 2 else "first, longer",
+                15,
+                "tf-text",
+            )
+        )
         if place == 0:
             parts.append(svg.text(tip[0] + 34, tip[1] - 34, "second", 15, "tf-visual"))
     return svg.drawing(640, 288, *parts)
@@ -194,7 +237,13 @@ def update() -> str:
 
 def experts() -> str:
     """Experts: each sees only the tokens that the router sends to it, and whole ones can go."""
-    names = [(110, "tf-text", 3), (214, "tf-visual", 6), (318, "tf-visual", 1), (422, "tf-text", 2), (526, "tf-visual", 4)]
+    names = [
+        (110, "tf-text", 3),
+        (214, "tf-visual", 6),
+        (318, "tf-visual", 1),
+        (422, "tf-text", 2),
+        (526, "tf-visual", 4),
+    ]
     parts = [
         strip(110, 24, {"tf-text": 6, "tf-visual": 18, "tf-text tf-more": 4}, 18),
         svg.text(16, 38, "tokens", 16),
@@ -207,7 +256,11 @@ def experts() -> str:
     for number, (x, class_, count) in enumerate(names):
         gone = count == 1
         parts.append(svg.arrow(315, 108, x + 42, 138, "tf-line" if gone else "tf-stroke"))
-        parts.append(pruned(x, 142, 84, 90, "") if not gone else svg.rect(x, 142, 84, 90, rx=5, class_="tf-line", stroke_dasharray="5 4", stroke_width=2))
+        parts.append(
+            pruned(x, 142, 84, 90, "")
+            if not gone
+            else svg.rect(x, 142, 84, 90, rx=5, class_="tf-line", stroke_dasharray="5 4", stroke_width=2)
+        )
         for line, label in enumerate(("gate", "up", "down")):
             parts.append(svg.text(x + 42, 168 + 25 * line, label, 16, "tf-soft" if gone else "tf-ink", "middle"))
         if gone:

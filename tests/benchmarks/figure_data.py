@@ -64,7 +64,11 @@ def drag_to_prune() -> dict:
             given = answers.answers_of(recorded, method, level)
             cells = results.cells_of(grid, method, level)
             own = [cell for cell in cells if cell["calibration_seed"] == recorded["calibration_seed"]]
-            flags = results.unpack(own[0])[: len(recorded["questions"])] if own else given and answers.right(recorded, given)
+            flags = (
+                results.unpack(own[0])[: len(recorded["questions"])]
+                if own
+                else given and answers.right(recorded, given)
+            )
             if given is None and flags is not None:
                 given = [each["answer"] if flag else None for each, flag in zip(recorded["questions"], flags)]
             right[key(method)].append(None if flags is None else [*map(int, flags)])
@@ -76,7 +80,8 @@ def drag_to_prune() -> dict:
         "questions": [each["question"] for each in recorded["questions"]],
         "levels": [round(100 * level) for level in levels],
         "methods": {
-            key(method): {"label": LABELS[key(method)], "color": figures.METHODS[key(method)]} for method in answers.METHODS
+            key(method): {"label": LABELS[key(method)], "color": figures.METHODS[key(method)]}
+            for method in answers.METHODS
         },
         "answers": said,
         "right": right,

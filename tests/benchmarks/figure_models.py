@@ -156,7 +156,9 @@ def step_through_picks(seen: Seen) -> dict:
     graph = selection.token_graph([outputs], seen.attention, seen.codes)
     picked, distances = picks_in_order(graph)
     assert sorted(picked) == selection.amia(outputs, seen.attention, seen.codes).nonzero().flatten().tolist()
-    heat = 100 * (seen.attention / seen.attention.sort().values[-2]).sqrt().clamp(max=1)  # the first token has half of all
+    heat = 100 * (seen.attention / seen.attention.sort().values[-2]).sqrt().clamp(
+        max=1
+    )  # the first token has half of all
     return {
         **shown(seen),
         "title": f"o_proj of block {BLOCK}, {len(seen.codes)} tokens. The shade is the last token's attention.",

@@ -1,12 +1,17 @@
 """The stills of the book's explorable figures: what shows where no script runs, with the same message.
 
-    python tests/benchmarks/stills.py
+    python tests/benchmarks/stills.py [--shared]
 
-They are drawn from the data in `book/_static/figures/`, which `tests/benchmarks/figure_data.py` writes.
+They are drawn from the data in `book/_static/figures/`, which `tests/benchmarks/figure_data.py` writes. With ``--shared`` the
+picture that a shared link shows is made too, by chromium.
 """
 
+import argparse
 import base64
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import figure_data
 import numpy as np
@@ -33,6 +38,7 @@ def drag_to_prune(data: dict) -> str:
         for column, level in enumerate((0, *levels)):
             flags = data["right"][name][levels.index(level)] if level else data["right"]["dense"][0]
             if flags is None:  # not recorded
+                parts.append(svg.text(left + (column + 0.5) * width, y + height / 2 + 4, "–", 18, "tf-soft", "middle"))
                 continue
             right = sum(flags)
             x = left + column * width
@@ -203,7 +209,10 @@ def who_votes(data: dict) -> str:
     parts = [svg.text(16, 24, f"{alike.sum() - 1} of {n - 1} tokens resemble this patch", 19, font_weight=600), drawn]
     y = bottom + 34
     parts.append(svg.text(16, y, "what the words have", 17, "tf-soft"))
-    bars = [("of the tokens", data["tokens"]), *((f"of the vote: {', '.join(each['linears'])}", each["share"]) for each in data["shares"])]
+    bars = [
+        ("of the tokens", data["tokens"]),
+        *((f"of the vote: {', '.join(each['linears'])}", each["share"]) for each in data["shares"]),
+    ]
     for place, (label, share) in enumerate(bars):
         top = y + 14 + 28 * place
         parts.append(svg.text(16, top + 16, label, 17))
@@ -224,7 +233,9 @@ def step_through_picks(data: dict) -> str:
         return {"fill": "#fff", "fill_opacity": 0.75 * heat / 100} if heat > 3 else None
 
     drawn, bottom = tokens(data, shade, lambda token: token in order)
-    words = sum(not data["first"] <= token < data["first"] + len(data["attention"]) - len(data["words"]) for token in order)
+    words = sum(
+        not data["first"] <= token < data["first"] + len(data["attention"]) - len(data["words"]) for token in order
+    )
     title = f"{len(order)} of {len(data['attention'])} tokens picked, {words} of them words"
     parts = [svg.text(16, 24, title, 19, font_weight=600), drawn]
     top, most = bottom + 40, max(data["mmd"])
@@ -237,7 +248,9 @@ def step_through_picks(data: dict) -> str:
     parts.append(svg.line(40, bound, 600, bound, "tf-accent-line", stroke_dasharray="5 4", stroke_width=2))
     parts.append(svg.text(604, bound - 6, "enough", 16, anchor="end"))
     points = [at(place, value) for place, value in enumerate(data["mmd"])]
-    parts.append(svg.tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_="tf-stroke", stroke_width=2))
+    parts.append(
+        svg.tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_="tf-stroke", stroke_width=2)
+    )
     parts += [svg.tag("circle", cx=x, cy=y, r=4, class_="tf-ink") for x, y in points]
     return svg.drawing(640, top + 130, *parts)
 
@@ -250,19 +263,27 @@ def clip_picks(data: dict) -> str:
     titles = {"plain": "the sound as it is", "paper": "filled up with silence to 30 s"}
     for policy, found in data["policies"].items():
         total = sum(found["picks"].values())
-        said = ", ".join(f"{100 * picks / total:.0f} % {kind}" for kind, picks in found["picks"].items() if found["tokens"][kind])
+        said = ", ".join(
+            f"{100 * picks / total:.0f} % {kind}" for kind, picks in found["picks"].items() if found["tokens"][kind]
+        )
         share = sounding / len(found["hear"])
         parts.append(svg.text(16, top + 26, titles[policy], 18, font_weight=600))
         parts.append(svg.text(16, top + 48, f"picked: {said}", 16, "tf-soft"))
         first, second = top + 58, top + 66 + frame
         strip = svg.image(16, first, width, frame, data["strip"]) if policy == "plain" else ""
         second = second if strip else first
-        parts += [strip, svg.rect(16, second, width, 96, fill="#111"), svg.image(16, second, width * share, 96, data["sound"])]
+        parts += [
+            strip,
+            svg.rect(16, second, width, 96, fill="#111"),
+            svg.image(16, second, width * share, 96, data["sound"]),
+        ]
         most, cell = max(*found["seen"], *found["hear"]), frame / data["edge"]
         marks = []
         for i, picks in enumerate(found["seen"] if strip else []):
             time, at = divmod(i, data["edge"] ** 2)
-            marks.append((16 + time * frame + at % data["edge"] * cell, first + at // data["edge"] * cell, cell, cell, picks))
+            marks.append(
+                (16 + time * frame + at % data["edge"] * cell, first + at // data["edge"] * cell, cell, cell, picks)
+            )
         step, band = width * data["heights"] / len(found["hear"]), 96 / data["heights"]
         for i, picks in enumerate(found["hear"]):
             time, height = divmod(i, data["heights"])
@@ -287,10 +308,33 @@ STILLS: dict[str, Callable[[dict], str]] = {
 """Name of a figure to what draws its still from its data."""
 
 
-def main() -> None:
+def shared() -> None:
+    """Write `shared.png`, 1200 by 630 pixels: the title of the book and its first figure."""
+    still = (figure_data.FOLDER / "drag-to-prune.svg").as_uri()
+    page = (
+        "<body style='margin:0;background:#fff;font:600 44px system-ui,sans-serif;color:#1f2328;display:flex;height:630px;"
+        "flex-direction:column;align-items:center;justify-content:center;gap:26px'>Pruning multimodal language models"
+        f"<img src='{still}' style='height:440px'></body>"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "page.html")
+        path.write_text(page)
+        out = f"--screenshot={figure_data.FOLDER.parent / 'shared.png'}"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,630"]
+        subprocess.run(["chromium", *flags, out, path.as_uri()], check=True, capture_output=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Draw all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--shared", action="store_true", help="make the picture of a shared link too, which needs chromium"
+    )
+    options = parser.parse_args(arguments)
     for name, draw in STILLS.items():
         (figure_data.FOLDER / f"{name}.svg").write_text(draw(figure_data.read(name)))
+    if options.shared:
+        shared()
 
 
 if __name__ == "__main__":
