@@ -2,8 +2,8 @@
 
     python tests/benchmarks/stills.py [--shared]
 
-They are drawn from the data in `book/_static/figures/`, which `tests/benchmarks/figure_data.py` writes. With ``--shared`` the
-picture that a shared link shows is made too, by chromium.
+They are drawn from the data in `book/_static/figures/`, which `tests/benchmarks/figure_data.py` writes. With ``--shared``
+the picture that a shared link shows is made too, by chromium.
 """
 
 import argparse
