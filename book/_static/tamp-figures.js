@@ -105,7 +105,7 @@
       { label: "size of its input", values: data.norm },
       { label: "the product of both", values: data.weight.map((w, j) => Math.abs(w) * data.norm[j]) },
     ];
-    const chart = svg("svg", { viewBox: `0 0 ${width} 392`, role: "img", class: "tf-narrow" });
+    const chart = svg("svg", { viewBox: `0 0 ${width} 420`, role: "img", class: "tf-narrow" });
     const said = el("p", { class: "tf-say", "aria-live": "polite" });
     const top = (place) => 22 + place * 86;
     const columns = data.weight.map((_, j) => left + j * step);

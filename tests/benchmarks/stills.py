@@ -126,13 +126,13 @@ def plan_sliders(data: dict) -> str:
 
 def one_row(data: dict) -> str:
     """Draw the row before, and after each method."""
-    parts, step, left = [], 38, 168
+    parts, step, left = [], 37, 182
     most = max(abs(weight) for each in data["methods"].values() for weight in (*each["weight"], *data["weight"]))
     for place, each in enumerate(
         [{"label": "before", "weight": data["weight"], "moves": False}, *data["methods"].values()]
     ):
         middle = 52 + 92 * place
-        parts.append(svg.text(16, middle, each["label"], 18, font_weight=600))
+        parts.append(svg.text(16, middle, each["label"], 17, font_weight=600))
         if "error" in each:
             parts.append(svg.text(16, middle + 22, f"error {each['error']:.0%}".replace("%", " %"), 15, "tf-soft"))
         parts.append(svg.line(left, middle, left + 12 * step, middle))
@@ -154,7 +154,7 @@ def tokens(
     data: dict, shade: Callable[[int], dict | None], words_on: Callable[[int], bool], width: float = 640
 ) -> tuple[str, float]:
     """Draw the words of a sample beside its picture in full and shrunk, some tokens marked; return it and its height."""
-    cell, small, top = 22, 15, 52
+    cell, small, top = 22, 15, 64
     (down, across), (rows, columns) = data["base"], data["full"]
     second = 16 + columns * cell + 40
     parts = [
