@@ -257,43 +257,35 @@ def step_through_picks(data: dict) -> str:
 
 def clip_picks(data: dict) -> str:
     """Draw the clip's frames and sound with the picks on them, without and with padding."""
-    parts, top, width = [], 0, 608
+    parts, top, width, high = [], 0, 608, 96
     frame = width / data["times"]
-    sounding = len(data["policies"]["plain"]["hear"])
-    titles = {"plain": "the sound as it is", "paper": "filled up with silence to 30 s"}
+    titles = {"plain": "the sound as it is", "paper": "as published: eight pieces of it, then silence up to 30 s"}
     for policy, found in data["policies"].items():
         total = sum(found["picks"].values())
-        said = ", ".join(
-            f"{100 * picks / total:.0f} % {kind}" for kind, picks in found["picks"].items() if found["tokens"][kind]
-        )
-        share = sounding / len(found["hear"])
+        kinds = [kind for kind in found["picks"] if found["tokens"][kind]]
+        said = ", ".join(f"{100 * found['picks'][kind] / total:.0f} % {kind}" for kind in kinds)
         parts.append(svg.text(16, top + 26, titles[policy], 18, font_weight=600))
         parts.append(svg.text(16, top + 48, f"picked: {said}", 16, "tf-soft"))
-        first, second = top + 58, top + 66 + frame
-        strip = svg.image(16, first, width, frame, data["strip"]) if policy == "plain" else ""
-        second = second if strip else first
-        parts += [
-            strip,
-            svg.rect(16, second, width, 96, fill="#111"),
-            svg.image(16, second, width * share, 96, data["sound"]),
-        ]
-        most, cell = max(*found["seen"], *found["hear"]), frame / data["edge"]
-        marks = []
-        for i, picks in enumerate(found["seen"] if strip else []):
-            time, at = divmod(i, data["edge"] ** 2)
-            marks.append(
-                (16 + time * frame + at % data["edge"] * cell, first + at // data["edge"] * cell, cell, cell, picks)
-            )
-        step, band = width * data["heights"] / len(found["hear"]), 96 / data["heights"]
+        most, first = max(*found["seen"], *found["hear"]), top + 58
+        marks, second = [], first
+        if policy == "plain":
+            parts.append(svg.image(16, first, width, frame, data["strip"]))
+            second, cell = first + frame + 8, frame / data["edge"]
+            for i, picks in enumerate(found["seen"]):
+                time, at = divmod(i, data["edge"] ** 2)
+                marks.append(
+                    (16 + time * frame + at % data["edge"] * cell, first + at // data["edge"] * cell, cell, cell, picks)
+                )
+        parts.append(svg.image(16, second, width, high, found["sound"]))
+        step, band = width * data["heights"] / len(found["hear"]), high / data["heights"]
         for i, picks in enumerate(found["hear"]):
             time, height = divmod(i, data["heights"])
-            marks.append((16 + time * step, second + 96 - (height + 1) * band, step, band, picks))
-        for x, y, wide, high, picks in marks:
+            marks.append((16 + time * step, second + high - (height + 1) * band, step, band, picks))
+        for x, y, wide, tall, picks in marks:
             if picks > most / 12:
-                parts.append(svg.rect(x, y, wide, high, fill="#ffd54f", opacity=round(0.15 + 0.75 * picks / most, 1)))
-        top = second + 96 + 10
-    images = "".join(part for part in parts)
-    return svg.drawing(640, top + 8, images.replace("<image ", '<image preserveAspectRatio="none" '))
+                parts.append(svg.rect(x, y, wide, tall, fill="#ffd54f", opacity=round(0.9 * picks / most, 1)))
+        top = second + high + 10
+    return svg.drawing(640, top + 8, "".join(parts).replace("<image ", '<image preserveAspectRatio="none" '))
 
 
 STILLS: dict[str, Callable[[dict], str]] = {
