@@ -3,7 +3,8 @@
 * The still of a figure (`_static/README.md` has its form) becomes part of the page, so its colours follow
   the page's theme.
 * The data of an explorable figure follow it, for `tamp-figures.js`.
-* The badges of Colab and the picture of a shared link come from `_static/`.
+* The badges of Colab come from `_static/`. A shared link shows a description and a picture.
+* A plot is described by the section it stands in and by what its cell prints, not by the name of its file.
 """
 
 import html
@@ -15,6 +16,7 @@ from sphinx.util import logging
 
 STATIC = Path(__file__).parent / "_static"
 FIGURE = re.compile(r'<img\s+src="[^"]*_static/figures/([\w-]+)\.svg"\s+alt="([^"]*)"\s*/?>')
+PLOT = re.compile(r'<h[1-4]>(?P<title>.*?)<a class="headerlink"|<img alt="[^"]*_images/[^"]*"')
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 DESCRIPTION = "Prune multimodal language models: a book of notebooks, and the package behind it."
 
@@ -37,15 +39,37 @@ def still(match: re.Match, explorable: str) -> str:
     return f'{drawing}<script type="application/json" data-for="{name}">{text}</script>'
 
 
+def plain(text: str) -> str:
+    """Return HTML without its tags, fit for an attribute."""
+    return " ".join(html.escape(html.unescape(re.sub(r"<[^>]+>", "", text)), quote=True).split())
+
+
+def described(body: str) -> str:
+    """Give plots an alternative text: their section, and the first line that their cell prints after them."""
+    section = ""
+
+    def alt(match: re.Match) -> str:
+        nonlocal section
+        if match["title"] is not None:
+            section = plain(match["title"])
+            return match[0]
+        rest = body[match.end() :].partition('<div class="cell ')[0].partition("<section")[0]
+        printed = re.search(r"<pre>(.*?)\n", rest)
+        said = f": {plain(printed[1])}" if printed else ""
+        return f'<img alt="Plot, {section}{said}"'
+
+    return PLOT.sub(alt, body)
+
+
 def carry(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Put figures into a page, badges beside it, and what a shared link shows into its head."""
     if "body" not in context:
         return
     here = context["pathto"]("_static/colab-badge.svg", resource=True)
     body = context["body"].replace(BADGE, here)
-    context["body"] = FIGURE.sub(lambda match: still(match, body), body)
-    title = html.escape(re.sub(r"<[^>]+>", "", context.get("title") or app.config.html_title), quote=True)
-    picture = f"{app.config.html_baseurl.rstrip('/')}/_static/shared.png" if app.config.html_baseurl else ""
+    context["body"] = FIGURE.sub(lambda match: still(match, body), described(body))
+    title = plain(context.get("title") or app.config.html_title)
+    home = app.config.html_theme_options["repository_url"].replace("github.com", "raw.githubusercontent.com")
     context["metatags"] = context.get("metatags", "") + "".join(
         f'\n<meta {key} content="{value}">'
         for key, value in (
@@ -53,7 +77,7 @@ def carry(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
             ('property="og:title"', title),
             ('property="og:description"', DESCRIPTION),
             ('property="og:type"', "article"),
-            ('property="og:image"', picture or context["pathto"]("_static/shared.png", resource=True)),
+            ('property="og:image"', f"{home}/main/book/_static/shared.png"),
             ('name="twitter:card"', "summary_large_image"),
         )
     )

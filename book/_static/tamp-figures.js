@@ -105,7 +105,7 @@
       { label: "size of its input", values: data.norm },
       { label: "the product of both", values: data.weight.map((w, j) => Math.abs(w) * data.norm[j]) },
     ];
-    const chart = svg("svg", { viewBox: `0 0 ${width} 392`, role: "img", class: "tf-narrow" });
+    const chart = svg("svg", { viewBox: `0 0 ${width} 420`, role: "img", class: "tf-narrow" });
     const said = el("p", { class: "tf-say", "aria-live": "polite" });
     const top = (place) => 22 + place * 86;
     const columns = data.weight.map((_, j) => left + j * step);
@@ -389,62 +389,64 @@
 
   figures["clip-picks"] = (box, data) => {
     let policy = data.start, timer = null, now = 0;
-    const wide = 400, frame = wide / data.times, top = frame + 34, high = 84;
-    const steps = () => data.policies[policy].hear.length / data.heights;
-    const sounding = data.policies.plain.hear.length / data.heights;
-    const chart = svg("svg", { viewBox: `0 0 ${wide} ${top + high + 16}`, role: "img" });
-    const cursor = svg("line", { y1: 18, y2: top + high, stroke: "#ff3d00", "stroke-width": 1.5 });
+    const wide = 400, frame = wide / data.times, top = frame + 40, high = 84, length = data.policies.plain.seconds;
+    const chart = svg("svg", { viewBox: `0 0 ${wide} ${top + high + 4}`, role: "img", class: "tf-clip" });
+    const line = (y1, y2) => svg("line", { y1, y2, stroke: "#ff3d00", "stroke-width": 1.5 });
+    const cursors = [line(18, 18 + frame), line(top, top + high)];
     const bars = el("div", { class: "tf-bars tf-kinds" });
     const said = el("p", { class: "tf-say", "aria-live": "polite" });
 
     function move() {
-      const x = ((wide * sounding) / steps()) * (now / data.seconds);
-      cursor.setAttribute("x1", x);
-      cursor.setAttribute("x2", x);
+      [length, data.policies[policy].seconds].forEach((seconds, i) => {
+        cursors[i].setAttribute("x1", (wide * now) / seconds);
+        cursors[i].setAttribute("x2", (wide * now) / seconds);
+      });
     }
 
     function draw() {
       const found = data.policies[policy], cells = data.edge * data.edge, cell = frame / data.edge;
-      const step = wide / steps(), band = high / data.heights, share = sounding / steps();
+      const step = (wide * data.heights) / found.hear.length, band = high / data.heights;
       const most = Math.max(...found.seen, ...found.hear);
       const parts = [
-        svg("text", { x: 0, y: 12, "font-size": 11, class: "tf-soft" }, "every other frame; bright: picked by many linears"),
+        svg("text", { x: 0, y: 12, "font-size": 12, class: "tf-soft" }, "frames; yellow where many linears pick"),
         svg("image", { href: data.strip, x: 0, y: 18, width: wide, height: frame, preserveAspectRatio: "none", style: "image-rendering:pixelated" }),
-        svg("text", { x: 0, y: top - 5, "font-size": 11, class: "tf-soft" }, share < 1 ? "the sound, then silence that only fills up 30 s" : "the sound"),
-        svg("rect", { x: 0, y: top, width: wide, height: high, fill: "#111" }),
-        svg("image", { href: data.sound, x: 0, y: top, width: wide * share, height: high, preserveAspectRatio: "none" })];
-      const mark = (x, y, width, height, picks) => picks && parts.push(svg("rect", { x, y, width, height, fill: "#ffd54f", opacity: (0.15 + (0.75 * picks) / most).toFixed(2) }));
+        svg("text", { x: 0, y: top - 6, "font-size": 12, class: "tf-soft" }, found.tokens.silence ? `eight pieces of sound, then silence up to ${Math.round(found.seconds)} s` : "the sound"),
+        svg("image", { href: found.sound, x: 0, y: top, width: wide, height: high, preserveAspectRatio: "none" })];
+      const mark = (x, y, width, height, picks) => picks && parts.push(svg("rect", { x, y, width, height, fill: "#ffd54f", opacity: ((0.9 * picks) / most).toFixed(2) }));
       found.seen.forEach((picks, i) => {
         const time = Math.floor(i / cells), at = i % cells;
         mark(time * frame + (at % data.edge) * cell, 18 + Math.floor(at / data.edge) * cell, cell, cell, picks);
       });
       found.hear.forEach((picks, i) => mark(Math.floor(i / data.heights) * step, top + high - ((i % data.heights) + 1) * band, step, band, picks));
-      chart.replaceChildren(...parts, cursor);
+      chart.replaceChildren(...parts, ...cursors);
       move();
-      const total = Object.values(found.picks).reduce((a, b) => a + b, 0);
-      bars.replaceChildren(...Object.entries(found.picks).filter(([kind]) => found.tokens[kind]).flatMap(([kind, picks]) => [
+      const kinds = Object.keys(found.picks).filter((kind) => found.tokens[kind]);
+      const total = kinds.reduce((sum, kind) => sum + found.picks[kind], 0);
+      bars.replaceChildren(...kinds.flatMap((kind) => [
         el("span", {}, kind),
-        el("span", { class: "tf-bar" }, el("i", { style: `width:${(100 * picks) / total}%; background:${data.colors[kind]}` })),
-        el("span", { class: "tf-count" }, `${picks.toFixed(1)} of ${found.tokens[kind]}`)]));
-      const part = (kind) => percent(found.picks[kind] / total);
-      said.textContent = `A linear picks ${total.toFixed(1)} tokens in the mean: ${part("words")} words, ${part("frames")} frames, ${part("sound")} sound` + (found.tokens.silence ? `, ${part("silence")} silence.` : ".");
+        el("span", { class: "tf-bar" }, el("i", { style: `width:${(100 * found.picks[kind]) / total}%; background:${data.colors[kind]}` })),
+        el("span", { class: "tf-count" }, `${found.picks[kind].toFixed(1)} of ${found.tokens[kind]}`)]));
+      said.textContent = `A linear picks ${total.toFixed(0)} tokens in the mean: ` + kinds.map((kind) => `${percent(found.picks[kind] / total)} ${kind}`).join(", ") + ".";
       chart.setAttribute("aria-label", said.textContent);
     }
 
-    const play = el("button", { type: "button", onclick: () => (timer ? stop() : run()) }, "Play");
-    function stop() { cancelAnimationFrame(timer); timer = null; play.textContent = "Play"; }
+    const audio = new Audio(data.audio);
+    const play = el("button", { type: "button", onclick: () => (timer ? stop() : run()) }, "Play the clip");
+    function stop() { cancelAnimationFrame(timer); timer = null; audio.pause(); play.textContent = "Play the clip"; }
     function run() {
-      const begin = performance.now() - (now >= data.seconds ? 0 : now * 1000);
+      audio.currentTime = 0;
+      Promise.resolve(audio.play()).catch(() => {});
+      const begin = performance.now();
       play.textContent = "Stop";
       const tick = (time) => {
-        now = Math.min(data.seconds, (time - begin) / 1000);
+        now = Math.min(length, (time - begin) / 1000);
         move();
-        if (now < data.seconds) timer = requestAnimationFrame(tick); else stop();
+        if (now < length) timer = requestAnimationFrame(tick); else stop();
       };
       timer = requestAnimationFrame(tick);
     }
     box.append(
-      choices("tf-policy", "The end of the sound", [{ value: "plain", label: "as it is" }, { value: "paper", label: "filled up with silence" }], policy, (value) => { policy = value; draw(); }),
+      choices("tf-policy", "How the model reads the sound", [{ value: "plain", label: "as it is" }, { value: "paper", label: "as published, filled up with silence" }], policy, (value) => { policy = value; draw(); }),
       chart, el("div", { class: "tf-controls" }, play), el("p", { class: "tf-note" }, "Picked by a linear, of all tokens:"), bars, said);
     draw();
   };

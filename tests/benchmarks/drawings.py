@@ -253,7 +253,7 @@ def experts() -> str:
         svg.text(16, 278, "tokens", 15, "tf-soft"),
         svg.text(16, 296, "seen", 15, "tf-soft"),
     ]
-    for number, (x, class_, count) in enumerate(names):
+    for x, class_, count in names:
         gone = count == 1
         parts.append(svg.arrow(315, 108, x + 42, 138, "tf-line" if gone else "tf-stroke"))
         parts.append(

@@ -4,6 +4,8 @@
 """
 
 import base64
+import io
+import wave
 from dataclasses import dataclass, field
 
 import answers
@@ -262,65 +264,107 @@ def plan_sliders() -> dict:
 
 
 POLICIES = ("plain", "paper")
+PATCH = 16
+"""Steps, and bands, that an audio token covers."""
 SOUNDS = {"sound": figures.MODALITIES["audio"], "silence": "#9aa1a9"}
+
+
+def clip() -> tuple[conversations.Question, list[dict]]:
+    """Return the question of chapter 6 about its clip, and the conversation that holds both."""
+    made = conversations.questions("smol-avqa", 64, seed=CHAPTER_SEED)
+    counts = [each for each in made if each.task == "sounds"]
+    video = min(counts, key=lambda each: abs(int(each.answer) - 3)).videos
+    asked = next(each for each in made if each.videos == video and each.task == "first")
+    return asked, conversations.dialogue(asked.text, asked.answer, **asked.media)
+
+
+def silent(sound: Tensor) -> Tensor:
+    """Mark the audio tokens that see nothing but padding, (steps * heights,) bool: their patch is one number throughout."""
+    steps, heights = len(sound) // PATCH, sound.shape[1] // PATCH
+    patches = sound[: PATCH * steps].reshape(steps, PATCH, heights, PATCH)
+    return (patches.amax((1, 3)) == patches.amin((1, 3))).flatten()
+
+
+def spectrogram(sound: Tensor) -> str:
+    """Draw a filter bank, low tones below."""
+    width = min(240, len(sound))
+    mel = torch.nn.functional.adaptive_avg_pool2d(sound.T.flip(0)[None, None], (48, width))[0, 0]
+    return svg.picture_uri(Image.fromarray((255 * (mel - mel.min()) / (mel.max() - mel.min())).byte().numpy()), 16)
+
+
+def heard(path) -> str:
+    """Return the sound of a clip as a data URI, 8 bits and half the rate."""
+    waveform = media.read_audio(path)
+    halved = waveform[: len(waveform) // 2 * 2].reshape(-1, 2).mean(1)
+    held = io.BytesIO()
+    with wave.open(held, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(1)
+        out.setframerate(media.RATE // 2)
+        out.writeframes(np.uint8(np.clip(128 + 127 * halved / abs(halved).max(), 0, 255)).tobytes())
+    return f"data:audio/wav;base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
+def policy_of(sample: dict, codes: Tensor, share: Tensor) -> dict:
+    """Return what the figure shows of one policy: the share of linears that pick each token, in per cent, and sums."""
+    sound = sample["input_features"][0]
+    hear = (100 * share[codes == models.AUDIO]).round()
+    seen = (100 * share[codes == models.VISUAL]).round()
+    padding = silent(sound)
+    return {
+        "sound": spectrogram(sound),
+        "seconds": round(len(sound) * media.HOP / media.RATE, 2),
+        "padding": round(1 - padding.float().mean().item(), 4),  # where it begins, as a share of the length
+        "tokens": {
+            "words": int((codes == models.TEXT).sum()),
+            "frames": len(seen),
+            "sound": int((~padding).sum()),
+            "silence": int(padding.sum()),
+        },
+        "picks": {
+            "words": round(share[codes == models.TEXT].sum().item(), 2),
+            "frames": round(seen.sum().item() / 100, 2),
+            "sound": round(hear[~padding].sum().item() / 100, 2),
+            "silence": round(hear[padding].sum().item() / 100, 2),
+        },
+        "seen": seen.int().tolist(),
+        "hear": hear.int().tolist(),
+    }
 
 
 def clip_picks() -> dict:
     """Return how often AMIA picks each token of chapter 6's clip, under both policies for the end of its sound."""
     model, processor = tamp.load("smol-videollama2", device="cpu")
-    made = conversations.questions("smol-avqa", 64, seed=CHAPTER_SEED)
-    counts = [each for each in made if each.task == "sounds"]
-    clip = min(counts, key=lambda each: abs(int(each.answer) - 3)).videos
-    asked = next(each for each in made if each.videos == clip and each.task == "first")
-    messages = conversations.dialogue(asked.text, asked.answer, **asked.media)
+    asked, messages = clip()
     amia, options = selection.TOKENS["amia"], tamp.Recipe.preset("amia").options
     found: dict[str, dict] = {}
     for policy in POLICIES:
         processor.audio_policy = policy
         sample = conversations.process(processor, messages)
-        if policy == "plain":
-            frames, sound = (sample["pixel_values_videos"][0].permute(0, 2, 3, 1) + 1) / 2, sample["input_features"][0]
         captured = walk.capture(model, [sample], progress=False)
-        codes, picked, linears = captured[0].modality[0], torch.zeros(captured[0].modality.numel()), 0
+        picked, linears = torch.zeros(captured[0].modality.numel()), 0
         for step in walk.walk(model, captured, attention=True):
             for row in step:
                 (chosen,) = amia.choose([row], options)  # (linears, T)
                 picked += chosen.sum(0)
                 linears += len(chosen)
-        heard = picked[codes == models.AUDIO]
-        real = heard[: found["plain"]["heard"]] if found else heard
-        sums = {
-            "words": picked[codes == models.TEXT].sum(),
-            "frames": picked[codes == models.VISUAL].sum(),
-            "sound": real.sum(),
-            "silence": heard[len(real) :].sum(),
-        }
-        found[policy] = {
-            "heard": len(heard),
-            "tokens": {
-                "words": int((codes == models.TEXT).sum()),
-                "frames": int((codes == models.VISUAL).sum()),
-                "sound": len(real),
-                "silence": len(heard) - len(real),
-            },
-            "picks": {name: round(total.item() / linears, 2) for name, total in sums.items()},
-            "seen": (100 * picked[codes == models.VISUAL] / linears).round().int().tolist(),
-            "hear": (100 * heard / linears).round().int().tolist(),
-        }
+        found[policy] = policy_of(sample, captured[0].modality[0], picked / linears)
+    return clip_shown(processor, sample, asked, found)
+
+
+def clip_shown(processor, sample: dict, asked: conversations.Question, found: dict[str, dict]) -> dict:
+    """Return the data of the figure, from what was found under each policy."""
+    frames = (sample["pixel_values_videos"][0].permute(0, 2, 3, 1) + 1) / 2
     times = processor.num_frames // processor.downsample[0]
-    every = frames[:: processor.downsample[0]].clamp(0, 1)
-    strip = (255 * torch.cat(list(every), 1)).round().byte().numpy()  # frames side by side
-    mel = torch.nn.functional.adaptive_avg_pool2d(sound.T.flip(0)[None, None], (48, 240))[0, 0]
-    loud = (255 * (mel - mel.min()) / (mel.max() - mel.min())).byte().numpy()
+    strip = torch.cat(list(frames[:: processor.downsample[0]].clamp(0, 1)), 1)  # side by side
     return {
         "question": asked.text,
         "answer": asked.answer,
-        "strip": svg.picture_uri(Image.fromarray(strip)),
+        "strip": svg.picture_uri(Image.fromarray((255 * strip).round().byte().numpy())),
         "times": times,
-        "edge": int(round((processor.visual_tokens // times) ** 0.5)),
-        "sound": svg.picture_uri(Image.fromarray(loud)),
-        "heights": 8,
-        "seconds": round(len(sound) * media.HOP / media.RATE, 2),
+        "edge": round((processor.visual_tokens // times) ** 0.5),
+        "audio": heard(asked.videos[0]),
+        "heights": media.MELS // PATCH,
         "policies": found,
         "colors": {"frames": figures.MODALITIES["visual"], "words": figures.MODALITIES["text"], **SOUNDS},
         "start": "plain",

@@ -434,7 +434,7 @@ def main() -> None:
         (recording.ROOT / page).write_text(refreshed(page))
     for name in figure_data.DERIVED:
         figure_data.write(name)
-    stills.main()
+    stills.main([])
     drawings.main()
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     for short in ("mini", "smol"):

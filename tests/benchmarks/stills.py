@@ -1,12 +1,17 @@
 """The stills of the book's explorable figures: what shows where no script runs, with the same message.
 
-    python tests/benchmarks/stills.py
+    python tests/benchmarks/stills.py [--shared]
 
-They are drawn from the data in `book/_static/figures/`, which `tests/benchmarks/figure_data.py` writes.
+They are drawn from the data in `book/_static/figures/`, which `tests/benchmarks/figure_data.py` writes. With ``--shared``
+the picture that a shared link shows is made too, by chromium.
 """
 
+import argparse
 import base64
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import figure_data
 import numpy as np
@@ -33,6 +38,7 @@ def drag_to_prune(data: dict) -> str:
         for column, level in enumerate((0, *levels)):
             flags = data["right"][name][levels.index(level)] if level else data["right"]["dense"][0]
             if flags is None:  # not recorded
+                parts.append(svg.text(left + (column + 0.5) * width, y + height / 2 + 4, "–", 18, "tf-soft", "middle"))
                 continue
             right = sum(flags)
             x = left + column * width
@@ -120,13 +126,13 @@ def plan_sliders(data: dict) -> str:
 
 def one_row(data: dict) -> str:
     """Draw the row before, and after each method."""
-    parts, step, left = [], 38, 168
+    parts, step, left = [], 37, 182
     most = max(abs(weight) for each in data["methods"].values() for weight in (*each["weight"], *data["weight"]))
     for place, each in enumerate(
         [{"label": "before", "weight": data["weight"], "moves": False}, *data["methods"].values()]
     ):
         middle = 52 + 92 * place
-        parts.append(svg.text(16, middle, each["label"], 18, font_weight=600))
+        parts.append(svg.text(16, middle, each["label"], 17, font_weight=600))
         if "error" in each:
             parts.append(svg.text(16, middle + 22, f"error {each['error']:.0%}".replace("%", " %"), 15, "tf-soft"))
         parts.append(svg.line(left, middle, left + 12 * step, middle))
@@ -148,7 +154,7 @@ def tokens(
     data: dict, shade: Callable[[int], dict | None], words_on: Callable[[int], bool], width: float = 640
 ) -> tuple[str, float]:
     """Draw the words of a sample beside its picture in full and shrunk, some tokens marked; return it and its height."""
-    cell, small, top = 22, 15, 52
+    cell, small, top = 22, 15, 64
     (down, across), (rows, columns) = data["base"], data["full"]
     second = 16 + columns * cell + 40
     parts = [
@@ -251,43 +257,35 @@ def step_through_picks(data: dict) -> str:
 
 def clip_picks(data: dict) -> str:
     """Draw the clip's frames and sound with the picks on them, without and with padding."""
-    parts, top, width = [], 0, 608
+    parts, top, width, high = [], 0, 608, 96
     frame = width / data["times"]
-    sounding = len(data["policies"]["plain"]["hear"])
-    titles = {"plain": "the sound as it is", "paper": "filled up with silence to 30 s"}
+    titles = {"plain": "the sound as it is", "paper": "as published: eight pieces of it, then silence up to 30 s"}
     for policy, found in data["policies"].items():
         total = sum(found["picks"].values())
-        said = ", ".join(
-            f"{100 * picks / total:.0f} % {kind}" for kind, picks in found["picks"].items() if found["tokens"][kind]
-        )
-        share = sounding / len(found["hear"])
+        kinds = [kind for kind in found["picks"] if found["tokens"][kind]]
+        said = ", ".join(f"{100 * found['picks'][kind] / total:.0f} % {kind}" for kind in kinds)
         parts.append(svg.text(16, top + 26, titles[policy], 18, font_weight=600))
         parts.append(svg.text(16, top + 48, f"picked: {said}", 16, "tf-soft"))
-        first, second = top + 58, top + 66 + frame
-        strip = svg.image(16, first, width, frame, data["strip"]) if policy == "plain" else ""
-        second = second if strip else first
-        parts += [
-            strip,
-            svg.rect(16, second, width, 96, fill="#111"),
-            svg.image(16, second, width * share, 96, data["sound"]),
-        ]
-        most, cell = max(*found["seen"], *found["hear"]), frame / data["edge"]
-        marks = []
-        for i, picks in enumerate(found["seen"] if strip else []):
-            time, at = divmod(i, data["edge"] ** 2)
-            marks.append(
-                (16 + time * frame + at % data["edge"] * cell, first + at // data["edge"] * cell, cell, cell, picks)
-            )
-        step, band = width * data["heights"] / len(found["hear"]), 96 / data["heights"]
+        most, first = max(*found["seen"], *found["hear"]), top + 58
+        marks, second = [], first
+        if policy == "plain":
+            parts.append(svg.image(16, first, width, frame, data["strip"]))
+            second, cell = first + frame + 8, frame / data["edge"]
+            for i, picks in enumerate(found["seen"]):
+                time, at = divmod(i, data["edge"] ** 2)
+                marks.append(
+                    (16 + time * frame + at % data["edge"] * cell, first + at // data["edge"] * cell, cell, cell, picks)
+                )
+        parts.append(svg.image(16, second, width, high, found["sound"]))
+        step, band = width * data["heights"] / len(found["hear"]), high / data["heights"]
         for i, picks in enumerate(found["hear"]):
             time, height = divmod(i, data["heights"])
-            marks.append((16 + time * step, second + 96 - (height + 1) * band, step, band, picks))
-        for x, y, wide, high, picks in marks:
+            marks.append((16 + time * step, second + high - (height + 1) * band, step, band, picks))
+        for x, y, wide, tall, picks in marks:
             if picks > most / 12:
-                parts.append(svg.rect(x, y, wide, high, fill="#ffd54f", opacity=round(0.15 + 0.75 * picks / most, 1)))
-        top = second + 96 + 10
-    images = "".join(part for part in parts)
-    return svg.drawing(640, top + 8, images.replace("<image ", '<image preserveAspectRatio="none" '))
+                parts.append(svg.rect(x, y, wide, tall, fill="#ffd54f", opacity=round(0.9 * picks / most, 1)))
+        top = second + high + 10
+    return svg.drawing(640, top + 8, "".join(parts).replace("<image ", '<image preserveAspectRatio="none" '))
 
 
 STILLS: dict[str, Callable[[dict], str]] = {
@@ -302,10 +300,33 @@ STILLS: dict[str, Callable[[dict], str]] = {
 """Name of a figure to what draws its still from its data."""
 
 
-def main() -> None:
+def shared() -> None:
+    """Write `shared.png`, 1200 by 630 pixels: the title of the book and its first figure."""
+    still = (figure_data.FOLDER / "drag-to-prune.svg").as_uri()
+    page = (
+        "<body style='margin:0;background:#fff;font:600 44px system-ui,sans-serif;color:#1f2328;display:flex;height:630px;"
+        "flex-direction:column;align-items:center;justify-content:center;gap:26px'>Pruning multimodal language models"
+        f"<img src='{still}' style='height:440px'></body>"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "page.html")
+        path.write_text(page)
+        out = f"--screenshot={figure_data.FOLDER.parent / 'shared.png'}"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,630"]
+        subprocess.run(["chromium", *flags, out, path.as_uri()], check=True, capture_output=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Draw all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--shared", action="store_true", help="make the picture of a shared link too, which needs chromium"
+    )
+    options = parser.parse_args(arguments)
     for name, draw in STILLS.items():
         (figure_data.FOLDER / f"{name}.svg").write_text(draw(figure_data.read(name)))
+    if options.shared:
+        shared()
 
 
 if __name__ == "__main__":
