@@ -337,6 +337,7 @@ PAGES = {
     "README.md": {
         "methods": method_tables.preset_table,
         "half": lambda: short_table(read("smol_quality"), 0.5),
+        "repair": lambda: update_search.short_table(read("smol_update_levels"), read("smol_update_half")),
     },
     "book/results.md": {
         "outliers": lambda: outlier_table(read("outliers")),

@@ -163,6 +163,38 @@ def levels_table(grid: dict) -> str:
     return "\n".join(lines)
 
 
+def short_table(grid: dict, mixed: dict) -> str:
+    """Write what the README shows of ``repair``: accuracy and perplexity beside SparseGPT's.
+
+    Args:
+        grid: from :func:`at_levels`.
+        mixed: the same at 50 %, calibrated on pictures and prose.
+    """
+    lines = ["| `smol-llava-next` | `sparsegpt` | `repair` | difference | perplexity |", "|---|---|---|---|---|"]
+    method = confirmed()[-1]
+    asked = [(grid, level, results.level_name(level)) for level in results.levels(grid)]
+    for each, level, name in [*asked, (mixed, 0.5, "50 %, half of the samples prose")]:
+        ours, theirs = (results.cells_of(each, which, level) for which in (method, "sparsegpt"))
+        points, low, high = difference(each, method, level)
+        accuracy, text = (
+            [results.mean(cells, field) for cells in (theirs, ours)] for field in ("accuracy", "documentation")
+        )
+        lines.append(
+            f"| {name} | {100 * accuracy[0]:.1f} | {100 * accuracy[1]:.1f} | {points:+.1f} [{low:+.1f}, {high:+.1f}] | "
+            f"{text[0]:.0f}, {text[1]:.0f} |"
+        )
+    cost = [
+        cell["seconds"] / other["seconds"]
+        for level in results.levels(grid)
+        for cell, other in zip(results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level))
+    ]
+    note = (
+        f"Accuracy in per cent. {grid['n_questions']} questions, {grid['n_samples']} samples drawn three times; it takes "
+        f"{statistics.median(cost):.1f} times SparseGPT's seconds on one core."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def table(grid: dict) -> str:
     """Write accuracy, likelihood, perplexity and seconds against SparseGPT's, per method and level."""
     levels = results.levels(grid)
