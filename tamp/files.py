@@ -83,7 +83,7 @@ def located(path: str | Path) -> Path:
         UserError: if it leads nowhere: a name is too long or not valid, a link leads to itself, there is no such ``~user``.
     """
     try:
-        str(path).encode()
+        os.fsencode(path).decode("utf-8")  # as weights are written; in a locale without UTF-8 its bytes still are
         found = Path(path).expanduser().resolve()
         found.exists()
     except (OSError, ValueError, RuntimeError) as error:

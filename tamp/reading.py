@@ -111,11 +111,45 @@ def read(
 def _numbered(record: dict[str, Any], number: int) -> dict[str, Any]:
     """Return a record with its number, without absent values: datasets fills missing columns with None, pandas with NaN.
 
-    What pandas keeps of a list, an array of one axis, is a list again.
+    What pandas keeps of a list, an array of one axis, is a list again. Turns in parts are turns with marks.
     """
     there = {key: value for key, value in record.items() if not absent(value)}
-    lists = {key: value.tolist() for key, value in there.items() if getattr(value, "ndim", 0) == 1}
-    return {**there, **lists, "_number": number}
+    there |= {key: value.tolist() for key, value in there.items() if getattr(value, "ndim", 0) == 1}
+    for key in there.keys() & {"conversations", "messages"}:
+        carried: dict[str, list] = {}
+        if isinstance(there[key], list | tuple):
+            there[key] = [_whole_turn(turn, carried) for turn in there[key]]
+        there = {**carried, **there}
+    return {**there, "_number": number}
+
+
+def _whole_turn(turn: Any, carried: dict[str, list]) -> Any:
+    """Write a turn whose content is in parts, as chat templates take it, as one text with marks such as ``<image>``.
+
+    Args:
+        turn: as it is read; one that is not in parts is returned as it is.
+        carried: where media that parts carry are added, under ``images``, ``videos`` and ``audios``.
+
+    Raises:
+        UserError: if a part is of no known kind.
+    """
+    if not isinstance(turn, dict) or not isinstance(turn.get("content"), list | tuple):
+        return turn
+    pieces = []
+    for part in turn["content"]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            pieces.append(part["text"])
+        elif kind in ("image", "video", "audio"):
+            pieces.append(f"<{kind}>")
+            given = [part[key] for key in (kind, "path", "bytes") if not absent(part.get(key))]
+            if given:
+                carried.setdefault(f"{kind}s", []).append(given[0])
+        else:
+            raise UserError(
+                f"a part of a turn is {{'type': 'text', 'text': ...}}, an image, a video or an audio, not {part!r:.60}."
+            )
+    return {**turn, "content": "\n".join(pieces)}
 
 
 def absent(value: Any) -> bool:

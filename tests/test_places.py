@@ -1,6 +1,8 @@
 """Places and names: outputs that cannot be written are refused before the work, and nothing that is there is harmed."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ PLACES = {
     "a name too long for what is hidden beside it": ("x" * 240, "choose a shorter one"),
     "a long path": ("/".join(["y" * 200] * 30), "File name too long"),
     "a null": ("a\0b", "null"),
-    "half a character": ("a\udc80", "surrogates"),
+    "half a character": ("a\udc80", "utf-8"),
     "nobody's home": ("~nobody_such/x", "home directory"),
     "a link to itself": ("loop", "Symlink loop"),
 }
@@ -143,3 +145,20 @@ def test_a_damaged_table_is_named(text, tmp_path):
     (tmp_path / "cell.json").write_text(text)
     with pytest.raises(UserError, match="is not a finished cell"):
         retention_table._read(tmp_path / "cell.json")
+
+
+def test_a_deleted_current_folder_is_a_sentence(tmp_path, monkeypatch, capsys):
+    def gone():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    assert run("verify", tmp_path) == 2
+    assert "The current folder was deleted" in capsys.readouterr().err
+
+
+def test_a_name_in_unicode_is_one_in_a_locale_without_it(tmp_path):
+    """Its bytes arrive as halves of characters, and are written as they were given."""
+    code = "import sys; from tamp import files; files.write_text(files.check_file(sys.argv[1]), 'a')"
+    surroundings = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "ü😀"], env=surroundings, check=True)
+    assert os.listdir(tmp_path) == ["ü😀"]

@@ -401,3 +401,27 @@ def test_a_picture_without_pixels_and_seconds_that_are_text(folder):
         pixels.picture(Image.new("RGB", (0, 4)))
     with pytest.raises(UserError, match="positive number of seconds, not '1'"):
         media.read_audio("x.wav", "1")
+
+
+def test_turns_in_parts_are_those_with_marks(folder, processor):
+    """As chat templates take them, with pictures in the parts or beside them, and as LLaVA writes them: the same sample."""
+    Image.fromarray(PIXELS).save(folder / "p.png")
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Grey."}]}
+    asked = {"type": "text", "text": "What is it?"}
+    marked = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Grey."}]
+    spellings = [
+        {"image": "p.png", "conversations": marked},
+        {"images": ["p.png"], "messages": [{"role": "user", "content": [{"type": "image"}, asked]}, answer]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "p.png"}, asked]}, answer]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "path": "p.png", "text": None}, asked]}, answer]},
+    ]
+    made = []
+    for number, record in enumerate(spellings):
+        (folder / f"{number}.jsonl").write_text(json.dumps(record))
+        made += tamp.calibration_set(folder / f"{number}.jsonl", processor, 1)
+    for other in made[1:]:
+        assert torch.equal(made[0]["input_ids"], other["input_ids"])
+        assert torch.equal(made[0]["pixel_values"], other["pixel_values"])
+    for part in ({"type": "tool"}, "text", {"type": "text"}):
+        with pytest.raises(UserError, match="Record 0: a part of a turn is"):
+            tamp.calibration_set([{"messages": [{"role": "user", "content": [part]}]}], processor)

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # in a locale that cannot write everything
     try:
+        _check_folder()
         options = parse(arguments)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] != ["prune"]:
             raise UserError("Only `tamp prune` shares its work among processes: run this command without torchrun.")
@@ -56,6 +57,18 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         with contextlib.suppress(ValueError, UnboundLocalError):
             signal.signal(signal.SIGINT, before)
+
+
+def _check_folder() -> None:
+    """Check that the current folder is there, without which torch does not even start.
+
+    Raises:
+        UserError: if it was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("The current folder was deleted: change to one that is there.") from error
 
 
 def _quiet(debug: bool) -> None:
