@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import update_search
 
 from tamp.evaluation import results
 
@@ -122,6 +123,17 @@ def gain(grid: str, level: float, method: str, base: str) -> tuple[float, float]
         ("mini_quality", 0.7, "amia", "wanda"),
         ("mini_quality", 0.7, "atv", "amia"),
         ("mini_quality", 0.7, "text", "amia"),
+        ("smol_quality", 0.5, "text", "tamp"),
+        ("smol_quality", 0.5, "atv", "tamp"),
+        ("mini_quality", 0.7, "sparsegpt", "tamp"),
+        ("smol_av_quality", 0.4, "sparsegpt", "tamp"),
+        ("smol_av_quality", 0.4, "text", "tamp"),
+        ("smol_av_quality", 0.4, "atv", "tamp"),
+        ("smol_av_quality", 0.4, "tamp", "wanda"),
+        ("smol_av_quality", 0.4, "amia", "wanda"),
+        ("smol_av_quality", 0.5, "ecoflap", "wanda"),
+        ("smol_av_quality", 0.5, "wanda", "owl"),
+        ("smol_av_quality", 0.5, "wanda", "alphapruning"),
     ],
 )
 def test_where_a_chapter_says_better_the_interval_is_above_zero(grid, level, better, worse):
@@ -148,3 +160,26 @@ def test_what_the_chapters_say_of_other_records_holds():
     cap = results.recorded("chapters/02_sparsity_allocation")["cap"]
     nll = dict(zip(cap["room"], cap["nll"]))
     assert nll[0.0] > nll[0.05] > nll[0.1] < nll[0.2] < nll[0.3] and nll[0.3] > nll[0.0]
+
+
+def test_the_ranking_turns_over_as_chapter_5_says():
+    for name, level, place in (("mini_quality", 0.7, 1), ("smol_quality", 0.5, 10), ("smol_av_quality", 0.4, 10)):
+        grid = results.recorded(name)
+        methods = results.methods(results.recorded("mini_quality"))
+        right = {method: results.mean(results.cells_of(grid, method, level), "accuracy") for method in methods}
+        order = sorted(methods, key=right.get, reverse=True)
+        assert order[0] == "sparsegpt" and right["magnitude"] == right[order[place]]
+        low, high = gain(name, level, "tamp", "amia")
+        assert low > 0 if name == "mini_quality" else low < 0 < high  # a plan on top of tokens
+
+
+def test_what_chapter_7_says_of_repairs_holds():
+    grid = results.recorded("smol_update_levels")
+    first, meanwhile = "atv:update=least_squares", "atv:update=admm,update_damping=0.01"
+    assert update_search.verdicts(grid, first) == {0.4: "beside", 0.5: "beside", 0.6: "beside", "2:4": "below"}
+    assert update_search.verdicts(grid, meanwhile) == {0.4: "beside", 0.5: "beside", 0.6: "above", "2:4": "beside"}
+    for level in (0.4, 0.5, 0.6):
+        text = {m: results.mean(results.cells_of(grid, m, level), "documentation") for m in results.methods(grid)}
+        assert max(text[first], text[meanwhile]) < text["sparsegpt"]
+    alone = results.recorded("smol_update_confirmation")
+    assert all(results.mean(results.cells_of(alone, name, 0.6), "accuracy") < 0.01 for name in ("tamp", "atv", "text"))

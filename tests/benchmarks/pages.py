@@ -188,6 +188,27 @@ def detail_table(recorded: dict, level: float) -> str:
     return "\n".join([*lines, "", note])
 
 
+def task_table(recorded: dict, level: float) -> str:
+    """Write accuracy per kind of question at one level, methods without changes."""
+    table = results.tasks(recorded, level).T
+    rows = [name for name in table.index if ":" not in name]
+    lines = header(f"accuracy % at {results.level_name(level)}", *table.columns)
+    return "\n".join(
+        [*lines, *(f"| `{name}` | " + " | ".join(f"{x:.0f}" for x in table.loc[name]) + " |" for name in rows)]
+    )
+
+
+def overlap_table(recorded: dict, level: float) -> str:
+    """Write how much of what two methods drop at one level is the same, methods without changes."""
+    alike = 100 * results.overlaps(recorded, level)
+    rows = [name for name in alike if ":" not in name]
+    lines = header(f"dropped by both, % at {results.level_name(level)}", *(f"`{name}`" for name in rows))
+    for name in rows:
+        cells = ["–" if math.isnan(x) else f"{x:.0f}" for x in alike.loc[name, rows]]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def short_table(recorded: dict, level: float) -> str:
     """Write what the README shows of one level: accuracy, difference from the baseline, perplexity and seconds."""
     dense = results.cells_of(recorded, "dense", 0.0)[0]
@@ -343,6 +364,8 @@ PAGES = {
         "outliers": lambda: outlier_table(read("outliers")),
         "smol": lambda: quality_table(read("smol_quality")),
         "half": lambda: detail_table(read("smol_quality"), 0.5),
+        "tasks": lambda: task_table(read("smol_quality"), 0.5),
+        "overlaps": lambda: overlap_table(read("smol_quality"), 0.5),
         "quality": lambda: quality_table(read("mini_quality")),
         "control": lambda: control_table(read("das_control")),
         "sound": lambda: quality_table(read("smol_av_quality")),
