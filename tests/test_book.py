@@ -115,8 +115,10 @@ def test_columns_of_numbers_are_marked_and_others_are_not():
 def test_a_plot_is_described_by_its_section_and_what_is_printed_under_it():
     body = (
         '<h2>All <em>linears</em><a class="headerlink" href="#x">#</a></h2>'
-        '<div class="cell docutils"><img alt="../_images/0a.png" src="../_images/0a.png"/><pre><span></span>12 &lt; 13\nx</pre></div>'
-        '<div class="cell docutils"><img alt="../_images/0b.png" src="../_images/0b.png"/></div><div class="cell "><pre>y\n</pre>'
+        '<div class="cell docutils"><img alt="../_images/0a.png" src="../_images/0a.png"/>'
+        "<pre><span></span>12 &lt; 13\nx</pre></div>"
+        '<div class="cell docutils"><img alt="../_images/0b.png" src="../_images/0b.png"/></div>'
+        '<div class="cell "><pre>y\n</pre>'
     )
     assert re.findall('alt="(.*?)"', explorable.described(body)) == [
         "Plot, All linears: 12 &lt; 13",
