@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book"))
 
+import explorable  # noqa: E402
 import stamp  # noqa: E402
 
 
@@ -93,6 +94,36 @@ def test_no_page_asks_for_anything_outside_the_book(built):
         assert not IMPORTED.findall(path.read_text(errors="replace")), path
     assert (built / "_static/mathjax/tex-mml-chtml.js").is_file() and list(built.glob("_static/mathjax/**/*.woff"))
     assert "cdn" not in "".join(re.findall(r'<script[^>]*src="[^"]*"', (built / "book/method.html").read_text()))
+
+
+def test_columns_of_numbers_are_marked_and_others_are_not():
+    rows = (
+        ("m", "accuracy %", "answer"),
+        ("a", "92.2 [89.5, 94.2]", "2"),
+        ("b", "–", "yes"),
+        ("c", "-0.5 (1.20)", "3"),
+    )
+    html = "".join(
+        f"<tr>{''.join(f'<{kind}><p>{text}</p></{kind}>' for text in row)}</tr>"
+        for kind, row in zip(("th", "td", "td", "td"), rows)
+    )
+    marked = explorable.aligned(f"before <table>{html}</table> after")
+    assert re.findall(r"data-number[^>]*><p>(.*?)</p>", marked) == [row[1] for row in rows]
+    assert marked.replace(' data-number="1"', "") == f"before <table>{html}</table> after"
+
+
+def test_a_plot_is_described_by_its_section_and_what_is_printed_under_it():
+    body = (
+        '<h2>All <em>linears</em><a class="headerlink" href="#x">#</a></h2>'
+        '<div class="cell docutils"><img alt="../_images/0a.png" src="../_images/0a.png"/>'
+        "<pre><span></span>12 &lt; 13\nx</pre></div>"
+        '<div class="cell docutils"><img alt="../_images/0b.png" src="../_images/0b.png"/></div>'
+        '<div class="cell "><pre>y\n</pre>'
+    )
+    assert re.findall('alt="(.*?)"', explorable.described(body)) == [
+        "Plot, All linears: 12 &lt; 13",
+        "Plot, All linears",
+    ]
 
 
 def test_a_page_weighs_less_than_a_megabyte(built):

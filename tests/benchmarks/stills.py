@@ -64,7 +64,7 @@ def ranking(data: dict) -> str:
 
     parts = [
         svg.text(x(column), 28, each["name"], 17, anchor="middle")
-        + svg.text(x(column), 50, f"{each['level']} dropped", 14, "tf-soft", "middle")
+        + svg.text(x(column), 50, f"{each['level']} dropped", 15, "tf-soft", "middle")
         for column, each in enumerate(data["columns"])
     ]
     for name, method in sorted(data["methods"].items(), key=lambda each: each[0] in strong):
