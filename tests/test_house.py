@@ -55,6 +55,7 @@ WINGS = (
     "conversations",
     "calibration",
     "compact",
+    "estimate",
     "streaming",
     "loading",
     "packs",
