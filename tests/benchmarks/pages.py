@@ -17,7 +17,9 @@ import expert_table
 import export_zeros
 import family_table
 import fuzz
+import host_memory
 import method_tables
+import needs
 import outliers
 import pandas as pd
 import quality
@@ -363,6 +365,7 @@ PAGES = {
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
     },
     "book/tested.md": {"fuzz": lambda: fuzz.table(read("fuzz")), "kills": lambda: kills_table(read("kills"))},
+    "book/running.md": {"needs": needs.table, "host": lambda: host_memory.table(read("host_memory"))},
     "book/families.md": {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
         "text": lambda: family_table.table(read("families")["families"], media=False),
