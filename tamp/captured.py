@@ -78,8 +78,7 @@ class Captured:
     def run(self, block: nn.Module, position: int, hidden: Tensor | None = None) -> Tensor:
         """Call a block, the ``position``-th of the model, on the current hidden states, or what :meth:`entering` gave.
 
-        Returns:
-            (B, T, d), where it is computed.
+        Returns (B, T, d), where it is computed.
         """
         args, kwargs = self.calls[position]
         if self.states is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from PIL import Image
@@ -76,28 +77,11 @@ def load(
     device = resolve_device(device)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = _dtype(dtype)
-    folder = zoo.folder(name) if name in zoo.MODELS else Path(name)
-    recovered(folder)
-    if os.path.isdir(folder):  # which takes a name that is too long
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} does not hold a model: there is no config.json in it.")
-        source = str(folder)
-    elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise unknown(
-            "model", f"{name:.200}", zoo.MODELS, "A local folder or a hub id such as 'owner/model' works too."
-        )
-    else:
-        source = name
-
+    source, folder = _source(name)
     with _told(name, source):
-        import tamp.videollama2  # noqa: F401  registers its classes with transformers
         from tamp import compact  # as late, since it imports what a misfit torchvision breaks
 
-        with waiting(f"the model hub, asked for {name!r}"):
-            said = transformers.PreTrainedConfig.get_config_dict(source)[0]
-        _check_format(name, said)
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        architecture, base = _class(name, config, "auto_map" in said)
+        config, architecture, base = _described(name, source)
         processor = _processor(name, source, config)
         settings = {
             "dtype": dtype,
@@ -123,6 +107,64 @@ def load(
     if name in zoo.MODELS:
         model.config._name_or_path = name  # what a report calls it, wherever its folder is
     return (model if offload else model.to(device)).eval(), processor
+
+
+def skeleton(name_or_path: str | Path) -> tuple[torch.nn.Module, int]:
+    """Build a model without its weights, on the device ``"meta"`` and in the stored type, and measure its files.
+
+    Returns:
+        (model, bytes of the tensors in its files).
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    name = str(name_or_path)
+    source, folder = _source(name)
+    with _told(name, source):
+        config, architecture, _ = _described(name, source)
+        if os.path.isdir(folder):
+            paths = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.compact")]
+            held = sum(path.stat().st_size for path in paths)
+        else:
+            found = huggingface_hub.get_safetensors_metadata(source).files_metadata.values()
+            held = sum(
+                end - begin for file in found for begin, end in (each.data_offsets for each in file.tensors.values())
+            )
+        with torch.device("meta"):
+            model = architecture._from_config(config, dtype=config.dtype or torch.float32)
+    if name in zoo.MODELS:
+        model.config._name_or_path = name
+    return model.eval(), held
+
+
+def _source(name: str) -> tuple[str, Path]:
+    """Return where a model is: (folder or hub id for transformers, folder).
+
+    Raises:
+        UserError: if it is neither known, nor a folder with a model, nor spelled like a hub id.
+    """
+    folder = zoo.folder(name) if name in zoo.MODELS else Path(name)
+    recovered(folder)
+    if os.path.isdir(folder):  # which takes a name that is too long
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} does not hold a model: there is no config.json in it.")
+        return str(folder), folder
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise unknown(
+            "model", f"{name:.200}", zoo.MODELS, "A local folder or a hub id such as 'owner/model' works too."
+        )
+    return name, folder
+
+
+def _described(name: str, source: str):
+    """Read what a model is from its configuration: (configuration, class, see :func:`_class`)."""
+    import tamp.videollama2  # noqa: F401  registers its classes with transformers
+
+    with waiting(f"the model hub, asked for {name!r}"):
+        said = transformers.PreTrainedConfig.get_config_dict(source)[0]
+    _check_format(name, said)
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return config, *_class(name, config, "auto_map" in said)
 
 
 def _check_format(name: str, said: dict[str, Any]) -> None:

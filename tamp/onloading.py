@@ -92,9 +92,7 @@ class Place:
     def block(self, position: int, change: bool = False) -> Iterator[None]:
         """Bring a block to the device, and begin to fetch the next one.
 
-        Args:
-            position: of the block.
-            change: keep what becomes of its weights.
+        With ``change``, what becomes of its weights is kept.
         """
         if not self._moves and not (self._fresh and change):
             yield

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tamp
-from tamp import compact, files, models, onloading, pruning, ranks
+from tamp import compact, estimate, files, models, onloading, pruning, ranks
 from tamp.errors import UserError
 from tamp.plans import Plan
 from tamp.recipe import Recipe
@@ -85,19 +86,19 @@ def prune(
     if out is None:
         if resume or overwrite or processor is not None:
             raise UserError("resume, overwrite and processor are about the folder that is written: give out too.")
-        with told():
+        with told(model, samples, recipe):
             return pruning.prune(model, samples, recipe, progress, plan, allow_partial, **where)
     samples = None if samples is None else list(samples)
     compact.checkpoint.check_savable(model, processor)
     if ranks.rank():  # the first process keeps and saves what all of them make
         keeper = Keeper(model, partial(out), resume, overwrite)
         keeper.follow(*ranks.told(None)[0])
-        with told():
+        with told(model, samples, recipe):
             return pruning.prune(model, samples, recipe, progress, plan, allow_partial, **where, keeper=keeper)
     with kept(model, out, resume, overwrite) as keeper:
         keeper.open(fingerprint(model, samples, recipe, plan, device))
         ranks.told((keeper.run, keeper.plan))
-        with told(keeper):
+        with told(model, samples, recipe, keeper):
             report = pruning.prune(model, samples, recipe, progress, plan, allow_partial, **where, keeper=keeper)
             try:
                 compact.save(model, processor, out, report, overwrite, format)
@@ -273,7 +274,9 @@ def kept(model: nn.Module, out: str | Path, resume: bool, overwrite: bool) -> It
 
 
 @contextlib.contextmanager
-def told(keeper: Keeper | None = None) -> Iterator[None]:
+def told(
+    model: nn.Module, samples: Sequence[Mapping] | None, recipe: Recipe, keeper: Keeper | None = None
+) -> Iterator[None]:
     """Say in a sentence that a device's memory is full or that it was lost, and where finished blocks are."""
     try:
         yield
@@ -283,22 +286,17 @@ def told(keeper: Keeper | None = None) -> Iterator[None]:
             blocks = (
                 f"{done} of {len(keeper.blocks)} blocks are finished, in {keeper.folder}: go on with resume (--resume)."
             )
-        if (said := _device_fault(error)) is not None:
+        said = None
+        if isinstance(error, torch.OutOfMemoryError):
+            need = estimate.need(estimate.Sizes.of(model), recipe, estimate.lengths(samples))
+            said = estimate.full(need)
+        elif isinstance(error, getattr(torch, "AcceleratorError", ())) or str(error).startswith("CUDA error"):
+            said = f"The device stopped working ({str(error).splitlines()[0]:.200})."
+        if said is not None:
             raise UserError(f"{said} {blocks}".strip()) from error
         if blocks:
             error.add_note(blocks)
         raise
-
-
-def _device_fault(error: BaseException) -> str | None:
-    """Say what is wrong with a device; None if something else is wrong."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "The device's memory is full. Leave the model on the host (tamp.load(..., offload=True), --offload), let states "
-            "wait there (states='host', --states host), or use fewer or shorter samples; `tamp doctor` says what fits."
-        )
-    lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or str(error).startswith("CUDA error")
-    return f"The device stopped working ({str(error).splitlines()[0]:.200})." if lost else None
 
 
 def fingerprint(
@@ -314,7 +312,8 @@ def fingerprint(
     found = versions()
     return {
         "model (its weights)": _digest(model.state_dict()),
-        "model (its configuration)": hashlib.sha256(model.config.to_json_string(use_diff=False).encode()).hexdigest(),
+        "model (its configuration)": _digest({**model.config.to_dict(), "_name_or_path": ""}),
+        "attention implementation": getattr(model.config, "_attn_implementation", None),
         "set of samples": None if samples is None else [len(samples), _digest(dict(enumerate(map(_digest, samples))))],
         **{f"{name} in the recipe": value for name, value in recipe.summary().items()},
         "plan": None if plan is None else _digest(dataclasses.asdict(plan)),
@@ -337,6 +336,21 @@ def _digest(named: Mapping[Any, Any]) -> str:
         else:
             condensed.update(f"{name} {value!r}".encode())
     return condensed.hexdigest()
+
+
+def mapped_blocks(model: nn.Module) -> dict[str, Tensor]:
+    """Write the weights of a model's blocks to temporary files, and return them mapped from there, by name in the model.
+
+    The files are deleted at once: they take disk until the tensors are gone, and hardly any memory.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="tamp-", ignore_cleanup_errors=True) as folder:
+        for number, (name, block) in enumerate(models.blocks(model).items()):
+            path = Path(folder, f"{number}.safetensors")
+            save_file({each: part.detach().to("cpu").contiguous() for each, part in block.named_parameters()}, path)
+            with safe_open(path, framework="pt") as opened:
+                found |= {f"{name}.{each}": opened.get_tensor(each) for each in opened.keys()}  # noqa: SIM118
+    return found
 
 
 def _read_into(block: nn.Module, path: Path) -> None:

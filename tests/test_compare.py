@@ -57,6 +57,24 @@ def test_scores_of_an_allocation_are_computed_once_for_all_levels(monkeypatch):
     assert len(scored) == 3 + len(cells), "other samples and other scores are computed, TAMP's are those of DAS"
 
 
+def test_one_model_is_held_and_made_dense_again(monkeypatch):
+    pruned, original = [], compare.pruning.prune
+    monkeypatch.setattr(
+        compare.pruning, "prune", lambda model, *a, **k: pruned.append(model) or original(model, *a, **k)
+    )
+    runner = compare.Runner(SETTINGS, "cpu")
+    before = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
+    dense = runner(compare.DENSE)
+    assert runner.dense is None, "nothing is written before something is pruned"
+    runner(("magnitude", 0.5, 0))
+    assert all(model is runner.model for model in pruned)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in runner.model.state_dict().items())
+    assert runner(compare.DENSE) == dense
+    assert all(torch.equal(tensor, before[name]) for name, tensor in runner.model.state_dict().items())
+    blocks = [name for name in before if ".layers." in name and "language_model" in name]
+    assert sorted(runner.dense) == sorted(blocks)
+
+
 def test_the_file_holds_what_is_returned_and_magnitude_runs_for_one_seed(made):
     found, path = made
     assert json.loads(path.read_text()) | {"made_with": 0} == found | {"made_with": 0}

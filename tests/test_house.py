@@ -56,6 +56,7 @@ WINGS = (
     "conversations",
     "calibration",
     "compact",
+    "estimate",
     "streaming",
     "loading",
     "packs",

@@ -5,6 +5,7 @@ import json
 import re
 
 import elsewhere
+import host_memory
 import kills
 import pytest
 import tiny
@@ -202,7 +203,10 @@ def test_a_save_that_fails_at_the_end_loses_nothing(tmp_path, monkeypatch, right
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory is full.*--offload"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "memory is full: .* about .* GB .*--offload on",
+        ),
         (
             RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors"),
             "stopped working .CUDA error: unsp",
@@ -243,3 +247,13 @@ def test_the_command_goes_on_too(tmp_path, monkeypatch, capsys):
     assert cli.main(command) == 2
     assert cli.main([*command, "--resume"]) == 0
     assert tamp.verify(out)["report"]["sparsity"] == 0.5
+
+
+@pytest.mark.slow
+def test_memory_of_the_host_is_recorded(tmp_path):
+    made = host_memory.main(
+        ["--gigabytes", "0.1", "--width", "512", "--n-samples", "1", "--tokens", "16", "--out", str(tmp_path)]
+    )
+    assert made["saved"] == made["tensors"] and made["changed"] == 7 * made["pruned"]
+    assert made["prune"] < made["model"] / 2, "its blocks are mapped, not held"
+    assert host_memory.table(made).startswith("Measured on a CPU: a LLaVA-NeXT with")

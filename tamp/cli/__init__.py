@@ -124,6 +124,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "prune": Command("prune a model and save it", "prune"),
     "drop-experts": Command("drop whole experts of a model and save the smaller model", "drop_experts"),
+    "doctor": Command("say what pruning a model takes and what comes of it, before anything is loaded", "doctor"),
     "plan": Command(
         "decide how much of each linear to drop, and write it to a file; or compare two such files", "plan"
     ),

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = common.recipe_of(options)
     needed = recipe.allocation_needs_samples
     source, chosen = common.calibration_source(options, model, needed)
-    model, processor = tamp.load(model, options.device, options.dtype)
+    model, processor = tamp.load(model, options.device, options.dtype, "auto")
     n = min(options.n_samples, recipe.allocation_samples or options.n_samples)
     drawn = (n, options.calibration_seed, options.on_error)
     samples = tamp.calibration_set(source, processor, *drawn, **chosen) if needed else None

@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import checkpoint, files, ranks
+    from tamp import checkpoint, files, onloading, ranks
 
     plan, fixed = None, {}
     if options.plan:
@@ -55,11 +55,14 @@ def run(options: argparse.Namespace) -> None:
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
     source, chosen = common.calibration_source(options, options.model, needed)
-    offload = {"auto": "auto", "on": True, "off": False}[options.offload]
-    model, processor = tamp.load(options.model, ranks.join(options.device), options.dtype, offload)
+    device = onloading.resolve_device(ranks.join(options.device))
+    chosen_here = options.offload == "auto" and device.type == "cuda"
+    model, processor = tamp.load(options.model, str(device), options.dtype, chosen_here or options.offload == "on")
     checkpoint.check_savable(model, processor)
     drawn = (options.n_samples, options.calibration_seed, options.on_error)
     samples = tamp.calibration_set(source, processor, *drawn, **chosen) if needed else None
+    if chosen_here:
+        options.states = placed(model, samples, recipe, device, options.states)
     report = tamp.prune(
         model,
         samples,
@@ -78,3 +81,19 @@ def run(options: argparse.Namespace) -> None:
         return
     print(report)
     print(f"saved to {options.out}")
+
+
+def placed(model, samples: list | None, recipe, device, states: str) -> str:
+    """Move a model from the host to a device if it fits, say so, and return where the states wait."""
+    import torch
+
+    from tamp import estimate, ranks
+
+    need = estimate.need(estimate.Sizes.of(model), recipe, estimate.lengths(samples))
+    choice = estimate.choose(need, torch.cuda.mem_get_info(device)[0])
+    if not ranks.rank():
+        print(choice.said)
+    if not choice.offload:
+        model.to(device)
+        del model.computed_on
+    return choice.states if states == "auto" else states

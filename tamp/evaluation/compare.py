@@ -1,11 +1,10 @@
 """Comparing methods: every method, level and calibration seed on one benchmark, run once and recorded cell by cell.
 
-A cell is one pruned copy of the model with its scores, on questions that are the same in every cell.
+A cell is one pruning of the model with its scores, on questions that are the same in every cell.
 :mod:`tamp.evaluation.results` reads what was recorded.
 """
 
 import contextlib
-import copy
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import calibration, files, loading, models, planning, pruning, schema
+from tamp import calibration, files, loading, models, planning, pruning, schema, streaming
 from tamp.errors import UserError, unknown, whole
 from tamp.evaluation import identity, results, scoring, sweeps
 from tamp.recipe import Recipe
@@ -244,20 +243,29 @@ class Runner:
         self.facts = scoring.prepare(self.processor, "facts", FACTS) if settings.text else None
         self.samples: dict[int, list[dict]] = {}
         self.scored: dict[tuple, tuple[dict[str, float], float]] = {}  # scores of an allocation, seconds they took
+        self.dense: dict[str, torch.Tensor] | None = None  # what is put back into the model once it was pruned
 
     def __call__(self, cell: Cell) -> dict:
-        """Prune a copy of the model as a cell says, evaluate it, and return what is recorded."""
+        """Prune the model as a cell says, evaluate it, and return what is recorded."""
         method, level, seed = cell
         made = {"method": method, "level": level, "calibration_seed": seed}
-        pruned = self.model
+        self._restore()
         if cell != DENSE:
-            pruned = copy.deepcopy(self.model)
-            made |= self._prune(pruned, Recipe.spelled(method, level), seed)
-        made |= score(scoring.answers(pruned, self.processor, self.ready, progress=False))
-        return made | (text_scores(pruned, self.processor, self.facts) if self.facts else {})
+            if self.dense is None:
+                self.dense = streaming.mapped_blocks(self.model)
+            made |= self._prune(self.model, Recipe.spelled(method, level), seed)
+        made |= score(scoring.answers(self.model, self.processor, self.ready, progress=False))
+        return made | (text_scores(self.model, self.processor, self.facts) if self.facts else {})
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Make the model dense again."""
+        for name, parameter in self.model.named_parameters() if self.dense else ():
+            if name in self.dense:
+                parameter.copy_(self.dense[name])
 
     def _prune(self, pruned: nn.Module, recipe: Recipe, seed: int) -> dict:
-        """Prune a copy and return what is recorded of it; scores of an allocation do not depend on the level: they are
+        """Prune the model and return what is recorded of it; scores of an allocation do not depend on the level: they are
         computed once, and their time counts in every cell."""
         asked = self.settings
         if recipe.needs_samples and seed not in self.samples:

@@ -19,7 +19,9 @@ import export_zeros
 import family_table
 import figure_data
 import fuzz
+import host_memory
 import method_tables
+import needs
 import other_calibration
 import outliers
 import pandas as pd
@@ -406,6 +408,7 @@ PAGES = {
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
     },
     "book/tested.md": {"fuzz": lambda: fuzz.table(read("fuzz")), "kills": lambda: kills_table(read("kills"))},
+    "book/running.md": {"needs": needs.table, "host": lambda: host_memory.table(read("host_memory"))},
     "book/families.md": {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
         "text": lambda: family_table.table(read("families")["families"], media=False),
