@@ -107,10 +107,10 @@ class Launch:
     @property
     def nbytes(self) -> int:
         """Bytes read and written."""
-        return sum(map(_nbytes, (*self.read, *self.written)))
+        return sum(map(nbytes, (*self.read, *self.written)))
 
 
-def _nbytes(tensor: Tensor) -> int:
+def nbytes(tensor: Tensor) -> int:
     """Count the bytes of a tensor, those that are repeated once."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride()) if stride]
     return torch.Size(sizes).numel() * tensor.itemsize
@@ -181,10 +181,11 @@ class Recorder:
                 for tensor in before.values():
                     tensor.held = tensor.held.to("meta")
             if away:
-                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if name == "mm" and kwargs.get("out_dtype") or func is torch.ops.aten.mm.dtype:  # CUDA alone has it
-            wide = [part.to(args[2]) for part in args[:2]]
-            out = wide[0] @ wide[1]
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if (
+            name == "mm" and func is not torch.ops.aten.mm.default and len(args) > 2
+        ):  # a type for the result: on CUDA alone
+            out = torch.mm(args[0].to(args[2]), args[1].to(args[2]), **kwargs)
         else:
             out = func(*args, **kwargs)
         if away or not _leaves(out):
@@ -315,7 +316,10 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs | {"device": "cpu"}).to(CUDA)
         if func is Tensor.__setitem__ and isinstance(args[0], Pretended) and not isinstance(args[2], Tensor):
             args = (*args[:2], torch.tensor(args[2], dtype=args[0].dtype))
-        if func is Tensor.to and isinstance(args[0], Pretended):
+        if func is Tensor.to and not isinstance(args[0], Pretended):
+            args = [CUDA if str(each) == "cuda" else each for each in args]
+            kwargs = {name: CUDA if str(value) == "cuda" else value for name, value in kwargs.items()}
+        elif func is Tensor.to:
             rest = [each for each in args[1:] if each is not None and each not in (CUDA, "cuda")]
             kwargs = {name: value for name, value in kwargs.items() if name != "device" or str(value) == "cpu"}
             if not rest and not kwargs:
