@@ -145,12 +145,12 @@ def _scaled(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return matrix, scale
 
 
-def tokens(row, options: Mapping) -> Mapping[str, Tensor]:
-    """Say which tokens of a row (:class:`tamp.walk.Row`) the update looks at, ``{name: (t,) bool}``.
+def tokens(row, options: Mapping) -> Mapping[str, Tensor | None]:
+    """Say which tokens of a row (:class:`tamp.walk.Row`) the update looks at, ``{name: (t,) bool}`` or None for all.
 
     A quarter of the tokens that are no text says nearly as much about how inputs resemble each other as all of them.
     """
-    chosen = everything(row.codes)
+    chosen = everything(row.codes) if row.padded else None
     if options["update_tokens"] != "all":
         words = row.codes == TEXT
         chosen = words

@@ -241,7 +241,7 @@ MUTATIONS = {
         "02_sparsity_allocation",
         "plans",
     ),
-    "the sign of AMIA's inhibition": ("selection.py", "index], -lost)", "index], lost)", "03_token_selection", "pick"),
+    "the sign of AMIA's inhibition": ("selection.py", "place], -lost)", "place], lost)", "03_token_selection", "pick"),
     "the cap of DAS": ("scores.py", "CAP = Option(0.1,", "CAP = Option(0.2,", "02_sparsity_allocation", "step"),
     "the sign of DAS": ("scores.py", "diverse = 1 - ", "diverse = 1 + ", "02_sparsity_allocation", "scores"),
 }
