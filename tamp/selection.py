@@ -24,7 +24,8 @@ CHECK_EVERY = 16  # on a GPU, picks between two looks at whether every set is do
 
 def lock_step(device: torch.device) -> int:
     """Return the bytes that samples picked together may take: 256 MiB on a CPU, on a GPU a sixteenth of what is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    gpu = device.type == "cuda" and torch.cuda.is_available()
+    free = torch.cuda.mem_get_info(device)[0] if gpu else 0
     return max(4 * ENTRIES, free // 16)
 
 

@@ -166,17 +166,17 @@ class Step:
             return None
         if len(self._dense) < len(self.samples):
             raise ValueError("read all rows of a step before it is changed and replayed")
-        wrong = added = 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.samples[0].modality.device)  # wrong, added
         for sample in self.samples:
             dense = self._dense.pop(0)
             if dense is None:
                 continue
             entering, valid = sample.entering(), sample.modality >= 0
             after, dense = sample.run(self.block, self.position, entering), away(dense, valid.device)
-            wrong += sample.tokens(after - dense)[valid].float().square().sum(dtype=torch.float64)
-            added += sample.tokens(dense - entering)[valid].float().square().sum(dtype=torch.float64)
+            parts = sample.tokens(after - dense)[valid], sample.tokens(dense - entering)[valid]
+            sums += torch.stack([part.float().square().sum(dtype=torch.float64) for part in parts])
             sample.hidden = hidden_of(sample.last)
-        wrong, added = ranks.summed(torch.tensor([wrong, added], dtype=torch.float64, device=valid.device)).tolist()
+        wrong, added = ranks.summed(sums).tolist()
         return (wrong / added) ** 0.5 if added else 0.0
 
     @torch.no_grad()
