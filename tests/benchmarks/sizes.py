@@ -28,6 +28,8 @@ MODELS = {
 }
 """Levels to measure, by model and type."""
 
+ORDER = [(name, dtype, level) for name, types in MODELS.items() for dtype, levels in types.items() for level in levels]
+
 HARDEST = [("mini-llava-next", dtype, level) for dtype in ("bfloat16", "float16") for level in (0.5, "2:4")]
 """What ``zstd -19`` codes too, at a few MB a second."""
 
@@ -105,6 +107,7 @@ def main(arguments: list[str] | None = None) -> dict:
             for level in levels:
                 if (name, dtype, level) not in done:
                     rows.append(measure(name, dtype, level))
+                    rows.sort(key=lambda row: ORDER.index((row["model"], row["dtype"], row["level"])))
                     recording.write("sizes", found, options.out)
     for row in rows:
         wanted = row["model"] in options.models and (row["model"], row["dtype"], row["level"]) in HARDEST
@@ -120,17 +123,13 @@ def table(recorded: dict) -> str:
         "| model, type, level | compact | `zstd -3` | `zstd -19` | bitmask and values | whole model, compact |",
         "|---|---|---|---|---|---|",
     ]
-    order = [
-        (name, dtype, level) for name, known in MODELS.items() for dtype, every in known.items() for level in every
-    ]
-    rows = sorted(recorded["rows"], key=lambda row: order.index((row["model"], row["dtype"], row["level"])))
-    for row in rows:
+    for row in recorded["rows"]:
         level = row["level"] if isinstance(row["level"], str) else f"{row['level']:.0%}"
         sizes = [row.get(name, {}).get("bytes") for name in ("compact", "zstd -3", "zstd -19")] + [row["bitmask"]]
         shares = [f"{100 * size / row['plain']:.1f}" if size else "–" for size in sizes]
         shares.append(f"{100 * row['whole'][1] / row['whole'][0]:.1f}")
         lines.append(f"| `{row['model']}`, {row['dtype']}, {level} | {' | '.join(shares)} |")
-    half = next(row for row in reversed(rows) if row["dtype"] == "bfloat16" and row["level"] == 0.5)
+    half = next(row for row in reversed(recorded["rows"]) if row["dtype"] == "bfloat16" and row["level"] == 0.5)
     speeds = [
         " and ".join(f"{half['plain'] / 1e6 / half[name][f'{way}code_seconds']:,.0f}" for way in ("en", "de"))
         for name in ("compact", "zstd -3")
