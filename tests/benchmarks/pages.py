@@ -14,6 +14,7 @@ import benchmark_table
 import block_reconstruction
 import cpu_speed
 import drawings
+import evaluation_memory
 import expert_table
 import export_zeros
 import family_table
@@ -407,7 +408,11 @@ PAGES = {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
     },
-    "book/tested.md": {"fuzz": lambda: fuzz.table(read("fuzz")), "kills": lambda: kills_table(read("kills"))},
+    "book/tested.md": {
+        "fuzz": lambda: fuzz.table(read("fuzz")),
+        "kills": lambda: kills_table(read("kills")),
+        "evaluation_memory": lambda: evaluation_memory.table(read("evaluation_memory")),
+    },
     "book/running.md": {"needs": needs.table, "host": lambda: host_memory.table(read("host_memory"))},
     "book/families.md": {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
