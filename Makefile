@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## set up the virtual environment only
 
-demo: $(READY)  ## prune smol-llava-next (or MODEL=mini-llava-next) three ways, evaluate, write demo.html
+demo: $(READY)  ## prune smol-llava-next (or MODEL=mini-llava-next) four ways, evaluate, write demo.html
 	$(BIN)/tamp demo --model $(MODEL) --out demo.html
 
 test: $(READY)  ## lint, check the format, run every test, and run the notebooks against their stored outputs

@@ -76,8 +76,12 @@ def calibration_set(
     if whole(seed) is None or seed < 0:
         raise UserError(f"A seed is a whole number from 0 on, not {seed}.")
     n, seed = whole(n), whole(seed)
+    for name, number in (("min_tokens", min_tokens), ("max_tokens", max_tokens)):
+        if not (number is None and name == "max_tokens") and (whole(number) is None or number < 0):
+            raise UserError(f"{name} is a whole number of tokens, not {number!r}.")
     if max_tokens is not None and max_tokens < max(min_tokens, 1):
         raise UserError(f"No sample has at least {min_tokens} and at most {max_tokens} tokens: change one of them.")
+    parts = calibration_sources.Shares(balance, n)
     chosen = {"filter": filter, "balance": balance, "media": media}
     limits = {"min_tokens": min_tokens, "max_tokens": max_tokens}
     if isinstance(source, Mapping):
@@ -88,25 +92,34 @@ def calibration_set(
         source = list(source)
         if not source:
             raise UserError("The calibration set is empty.")
-        ready = not any(isinstance(each, dict) and "input_ids" not in each for each in source)
-    if (ready or ours) and (idle := next((name for name, given in {**chosen, **limits}.items() if given), "")):
+        ready = all(
+            isinstance(each, Mapping) and ("input_ids" in each or not isinstance(each, dict)) for each in source
+        )
+    given = {**chosen, **limits, "on_error": on_error != "raise"}
+    if (ready or ours) and (idle := next((name for name, value in given.items() if value), "")):
         raise UserError(f"{idle} has no effect on {'samples' if ready else 'a shipped set'}: leave it out.")
     if ready:
         return Samples(source[:n])
     if ours:
         asked = shipped(source, n, seed, "calibration")
         return Samples(process(processor, records.dialogue(each.text, each.answer, **each.media)) for each in asked)
-    usable = _usable(
-        calibration_sources.drawn(source, n, seed, SETS, skipped=skipped, **chosen), source, processor, skipped
-    )
+    drawn = calibration_sources.drawn(source, seed, SETS, filter, parts, media, skipped)
+    usable = _usable(drawn, source, processor, skipped, parts)
     samples = Samples()
-    while part := list(itertools.islice(usable, n - len(samples))):
-        for place, messages in part:
+    # many at a time, to look at all before one is decoded; kinds one by one if some may be left out, so that none is missed
+    alone = balance and (skipped is not None or min_tokens or max_tokens)
+    while part := list(itertools.islice(usable, min(1, n - len(samples)) if alone else n - len(samples))):
+        for place, record, messages in part:
+            before = len(samples)
             with told(place, skipped):
                 sample = process(processor, messages)
                 if min_tokens <= sample["input_ids"].shape[1] <= (max_tokens or math.inf):
                     samples.append(sample)
+            if len(samples) == before:
+                parts.give_back(record)
     reading.warn(skipped, "sample", len(samples))
+    source = reading.said(source)
+    parts.check(source)
     if not samples:
         raise UserError(
             f"{source} holds no sample of {min_tokens} to {max_tokens or 'any number of'} tokens: change these."
@@ -121,7 +134,7 @@ def _mixed(parts: Mapping[str, float], processor, n: int, seed: int, on_error: s
     """Make the samples of every part of a mix, and put them into one order."""
     counts = calibration_sources.shares(parts, n)
     made = {
-        name: calibration_set(name, processor, count, seed, on_error, **options)
+        name: calibration_set(name, processor, count, seed, "raise" if name in SETS else on_error, **options)
         for name, count in counts.items()
         if count
     }
@@ -131,8 +144,8 @@ def _mixed(parts: Mapping[str, float], processor, n: int, seed: int, on_error: s
 
 
 def _usable(
-    drawn: Iterator[tuple[dict, Any]], source: Any, processor, skipped: list[Skipped] | None
-) -> Iterator[tuple[Place, list[dict] | str]]:
+    drawn: Iterator[tuple[dict, Any]], source: Any, processor, skipped: list[Skipped] | None, parts
+) -> Iterator[tuple[Place, dict, list[dict] | str]]:
     """Yield the records whose media are there and whose conversation the model takes, before a video is decoded."""
     for record, where in drawn:
         place = place_of(record, source)
@@ -140,5 +153,7 @@ def _usable(
         with told(place, skipped):
             messages = records.conversation(record, where)
             render(processor, messages)
-            taken = [(place, messages)]
+            taken = [(place, record, messages)]
         yield from taken
+        if not taken:
+            parts.give_back(record)

@@ -7,6 +7,7 @@ about ``BUFFER`` + n records that pass the filter, and never the whole set.
 import fnmatch
 import hashlib
 import logging
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,16 +66,70 @@ def interleave(made: Mapping[str, list], seed: int) -> list:
 
 def kind(record: dict[str, Any]) -> str:
     """Return the media of a record: ``"text"`` if it has none, ``"image"``, or several such as ``"video+audio"``."""
-    return "+".join(name for name, given in records.named(record).items() if given) or "text"
+    media = [name for name, given in records.named(record).items() if given]
+    if "video_id" in record:  # which takes the place of video and sound
+        media = [*(name for name in media if name == "image"), "video"]
+    return "+".join(media) or "text"
+
+
+class Shares:
+    """How many records of each kind are still wanted.
+
+    Attributes:
+        parts: kind to the number wanted in all; empty if kinds do not matter.
+        left: kind to the number that is not drawn yet.
+    """
+
+    def __init__(self, kinds: Sequence[str], n: int):
+        """Divide n records among kinds.
+
+        Raises:
+            UserError: if there is no such kind, or one is named twice.
+        """
+        kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+        for place, given in enumerate(kinds):
+            each = str(given).split("+")
+            kinds[place] = "+".join(sorted(each, key=lambda name: (*records.KINDS, name).index(name)))
+            if each != ["text"] and not (set(each) <= set(records.KINDS) and len(set(each)) == len(each)):
+                raise unknown("kind of records", str(given), ("text", *records.KINDS), "Or several, as video+audio.")
+            if kinds[place] in kinds[:place]:
+                raise UserError(f"The kind {given!r} is to be balanced with itself: name it once.")
+        self.parts = shares(dict.fromkeys(kinds, 1 / len(kinds)), n) if kinds else {}
+        self.left = dict(self.parts)
+
+    def take(self, record: dict[str, Any]) -> bool:
+        """Count a record as drawn; return whether one of its kind is wanted."""
+        if self.parts and not self.left.get(kind(record)):
+            return False
+        self.give_back(record, -1)
+        return True
+
+    def give_back(self, record: dict[str, Any], number: int = 1) -> None:
+        """Count a record that was drawn as not drawn: it cannot be used."""
+        if self.parts:
+            self.left[kind(record)] += number
+
+    def check(self, source: Any) -> None:
+        """Check that there is an equal part of each kind.
+
+        Raises:
+            UserError: saying how many there are.
+        """
+        if any(self.left.values()):
+            found = ", ".join(
+                f"{wanted - self.left[name]} of {wanted} of the kind {name}" for name, wanted in self.parts.items()
+            )
+            raise UserError(
+                f"{source} holds too few records that can be used for an equal part of each kind: {found}. Lower n."
+            )
 
 
 def drawn(
     source: str | Path,
-    n: int,
     seed: int,
     known: Iterable[str] = (),
     filter: Mapping[str, str] | None = None,
-    balance: Sequence[str] = (),
+    parts: Shares | None = None,
     media: str | Path | None = None,
     skipped: list[Skipped] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -82,12 +137,11 @@ def drawn(
 
     Args:
         source: see :func:`tamp.calibration_set`.
-        n: how many are wanted; of each kind of ``balance`` an equal part is yielded.
         seed: random seed of the draw. A file's records are drawn without replacement from all of them, a stream's through
             the buffer.
         known: shipped names, to be offered in an error.
         filter: column to the value that a record must have there; ``*`` stands for anything.
-        balance: kinds of records, see :func:`kind`.
+        parts: how many of each kind are wanted; no others are yielded.
         media: folder of the pictures, videos and sounds, or of the local copy of a setting in ``PAPER``.
         skipped: where records that cannot be used are noted; without it they raise.
 
@@ -95,9 +149,10 @@ def drawn(
         (record, what its media are relative to: a folder, a file, or a list of records).
 
     Raises:
-        UserError: if there is no such source, it cannot be read, no record passes the filter, or a kind runs out.
+        UserError: if there is no such source, it cannot be read, or no record passes the filter.
     """
-    filter = dict(filter or {})
+    filter, media = dict(filter or {}), media if media is None else os.path.expanduser(media)
+    source = os.path.expanduser(source) if isinstance(source, str | Path) else source
     if isinstance(source, str) and source in PAPER:
         hub, usual = PAPER[source]
         if hub is None and media is None:
@@ -114,22 +169,16 @@ def drawn(
         order = _buffered((record for _, record in matching), seed)
     else:
         order = _permuted(every, [place for place, _ in matching] if filter else range(len(every)), seed)
-    left = shares(dict.fromkeys(balance, 1 / len(balance)), n) if balance else None
+    parts = parts or Shares((), 0)
     for record in order:
-        if left is not None:
-            if not left.get(kind(record)):
-                continue
-            left[kind(record)] -= 1
-        found = None
+        taken, found = False, None
         with told(place_of(record, source), skipped):
-            found = _with_files(record, where)
+            taken = parts.take(record)
+            found = _with_files(record, where) if taken else None
         if found is not None:
             yield found, where
-        if left is not None and not any(left.values()):
-            return
-    if left is not None:
-        missing = ", ".join(f"{count} of {name}" for name, count in left.items() if count)
-        raise UserError(f"{source} holds too few records for an equal part of each kind ({missing} missing): lower n.")
+        elif taken:
+            parts.give_back(record)
 
 
 def _records(
@@ -139,13 +188,13 @@ def _records(
     if not isinstance(source, str | Path):
         return reading.read(source, "calibration set", skipped=skipped), False
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # which takes a name that is too long
         if str(source).count("/") == 1 and not path.suffix and not str(source).startswith((".", "/")):
             return _stream(str(source), seed), True
         options = [*known, *PAPER]
         raise unknown(
             "calibration set",
-            str(source),
+            f"{source!s:.200}",
             options,
             "A .jsonl or .json file, a folder, or a data set of the hub such as 'owner/name' works too.",
         )
@@ -210,7 +259,7 @@ def _matching(
             f"{column} is {', '.join(value for value, _ in seen[column].most_common(8))}" for column in filter
         )
         asked = ", ".join(f"{column}={value}" for column, value in filter.items())
-        raise UserError(f"No record of {source} has {asked}: there {said}. Change the filter.")
+        raise UserError(f"No record of {reading.said(source)} has {asked}: there {said}. Change the filter.")
 
 
 def _random(stream: bytes, seed: int) -> np.random.Generator:

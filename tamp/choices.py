@@ -64,16 +64,19 @@ def balanced(modality: Tensor, text: int, share: float = 0.5) -> Tensor:
     return words * (share * total / words.sum()) + others * ((1 - share) * total / others.sum())
 
 
-def by_matrix(row, chosen: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def by_matrix(row, chosen: Tensor | Mapping[str, Tensor] | None) -> Mapping[str, Tensor | None]:
     """Say for every matrix of a row which of the tokens it saw count.
 
     Args:
         row: a :class:`tamp.walk.Row`.
-        chosen: (T,) over the sequence, bool or a mass per token; (matrices, T); or already one per matrix by name.
+        chosen: (T,) over the sequence, bool or a mass per token; (matrices, T); or already one per matrix by name; None for
+            every token.
 
     Returns:
-        ``{name: (t,) bool}``. Tokens that are not of the sequence always count.
+        ``{name: (t,) bool}``, or None for every token. Tokens that are not of the sequence always count.
     """
+    if chosen is None:
+        return dict.fromkeys(row.inputs)
     if isinstance(chosen, Mapping):
         return chosen
     if chosen.ndim == 2:
@@ -81,6 +84,8 @@ def by_matrix(row, chosen: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor
             name: mask if name not in row.places else _at(mask, row.places[name])
             for name, mask in zip(row.inputs, chosen)
         }
+    if chosen.dtype == torch.long:  # a mass; whole numbers by name are positions
+        chosen = chosen.float()
     masks = {}
     for names, places in row.groups():
         masks |= dict.fromkeys(names, chosen if places is None else _at(chosen, places))

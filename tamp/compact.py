@@ -12,6 +12,7 @@ of bytes per tensor, with the header of the original file in its metadata. Expan
 
 import contextlib
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -116,7 +117,7 @@ def expand(folder: str | Path, out: str | Path, overwrite: bool = False) -> Path
     Raises:
         UserError: if the folder is not compact, was damaged, or nothing can be written.
     """
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     manifest = verifying.verify(folder)
     if not files(folder) or "plain" not in manifest:
         raise UserError(f"{folder} is not a compact folder: there is no *{SUFFIX} file in it. Use it as it is.")

@@ -1,12 +1,14 @@
 """Where samples come from: shipped sets and files become conversations, conversations become processor outputs."""
 
 import ctypes
+import hashlib
 import importlib
 import inspect
 import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from PIL import Image
 from tamp import records
 from tamp.checkpoint import MANIFEST, read_manifest
 from tamp.errors import UserError, whole
-from tamp.reading import Skipped, place_of, told
+from tamp.reading import Saved, Skipped, place_of, told
 from tamp.records import Question, dialogue
 from tamp.zoo import MODELS
 
@@ -70,11 +72,13 @@ def questions(
         return shipped(source, 1000 if n is None else whole(n), whole(seed), "evaluation")
     stem = Path(source).stem if isinstance(source, str | Path) else "questions"
     made, opened = [], {}
-    for record in records.read(source, "benchmark", SETS, skipped):
+    found = records.read(source, "benchmark", SETS, skipped)
+    for record in found:
         with told(place_of(record, source), skipped):
             names = tuple((kind, *map(_name, each)) for kind, each in records.named(record).items())
             if names not in opened:  # questions about one picture share it
-                opened[names] = records.checked(record, source)
+                again = partial(found.__getitem__, record["_number"]) if isinstance(found, Saved) else None
+                opened[names] = records.checked(record, source, again)
             made.append(records.question(record, stem, opened[names], source))
         if len(made) == n:  # before another record is read
             break
@@ -82,10 +86,12 @@ def questions(
 
 
 def _name(given: Any) -> Hashable:
-    """Return what tells a picture, video or sound from others: a path, bytes, or the object itself."""
+    """Return what tells a picture, video or sound from others: a path, a digest of bytes, or the object itself."""
     if isinstance(given, dict):
         return tuple((key, _name(value)) for key, value in given.items())
-    return given if isinstance(given, str | bytes | Path) else id(given)
+    if isinstance(given, bytes):
+        return hashlib.sha256(given).digest()
+    return given if isinstance(given, str | Path) else id(given)
 
 
 def own_set(model: str | Path, given: str | None, option: str) -> str:

@@ -5,113 +5,27 @@ float64 where a sum or a factorisation would otherwise lose small parts or depen
 """
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from tamp import masks
+from tamp.accumulators import FEW, Covariance, Hessian, MeanSquare, Variance, add, add_shared, exact_type, pool
 from tamp.methods import Criterion, Option
 
-FEW = 32
-"""Tokens below which an expert's own statistic says too little: the norm of an input is then known to about an eighth."""
-
-
-class MeanSquare:
-    """Accumulates the mean over tokens of the squared inputs of a linear."""
-
-    def __init__(self, width: int, device: torch.device | str = "cpu"):
-        self.total = torch.zeros(width, dtype=torch.float64, device=device)
-        self.count = 0
-
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, len(self.total))
-        squares = inputs.float().square()
-        part = (squares if mass is None else squares * mass[:, None]).sum(0, dtype=torch.float64)
-        self.total += part
-        self.count += len(inputs)
-        return part
-
-    def value(self) -> Tensor:
-        """Return the mean square of every input, (width,) float32."""
-        return (self.total / max(self.count, 1)).float()
-
-
-class Variance:
-    """Accumulates the variance over tokens of the inputs of a linear."""
-
-    def __init__(self, width: int, device: torch.device | str = "cpu"):
-        self.total = torch.zeros(2, width, dtype=torch.float64, device=device)  # of squares, of values
-        self.count = 0
-
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, self.total.shape[1])
-        values = inputs.double()
-        weighted = values if mass is None else values * mass[:, None]
-        part = torch.stack([(weighted * values).sum(0), weighted.sum(0)])
-        self.total += part
-        self.count += len(inputs)
-        return part
-
-    def value(self) -> Tensor:
-        """Return the variance of every input, (width,) float32."""
-        square, mean = self.total / max(self.count, 1)
-        return (square - mean.square()).clamp(min=0).float()
-
-
-class Hessian:
-    """Accumulates the mean over tokens of ``x x^T``, the Hessian of a linear's squared error up to a factor."""
-
-    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64):
-        self.total = torch.zeros(width, width, dtype=dtype, device=device)
-        self.count = 0
-
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, len(self.total))
-        inputs = inputs.float()
-        part = (inputs if mass is None else inputs * mass[:, None]).T @ inputs
-        self.total += part
-        self.count += len(inputs)
-        return part
-
-    def value(self) -> Tensor:
-        """Return the mean outer product, (width, width) float32."""
-        return (self.total / max(self.count, 1)).float()
-
-
-class Covariance(Hessian):
-    """Accumulates the mean over tokens of ``x x^T`` less that of the mean input with itself."""
-
-    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64):
-        super().__init__(width, device, dtype)
-        self.total = torch.zeros(width + 1, width, dtype=dtype, device=device)  # the last row: sums of inputs
-
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, self.total.shape[1])
-        inputs = inputs.float()
-        weighted = inputs if mass is None else inputs * mass[:, None]
-        part = torch.cat([weighted.T @ inputs, weighted.sum(0, keepdim=True)])
-        self.total += part
-        self.count += len(inputs)
-        return part
-
-    def value(self) -> Tensor:
-        """Return the covariance, (width, width) float32; an input that hardly varies about a large mean has none."""
-        moments = self.total / max(self.count, 1)
-        square, mean = moments[:-1], moments[-1:]
-        found = square - mean.T @ mean
-        varies = found.diagonal() > 1e-6 * square.diagonal()  # below that it is rounding
-        return (found * varies * varies[:, None]).float()
-
-
-def _check_width(inputs: Tensor, width: int) -> None:
-    if inputs.ndim != 2 or inputs.shape[1] != width:
-        raise ValueError(f"inputs are (tokens, {width}), not {tuple(inputs.shape)}")
+__all__ = [
+    "CRITERIA",
+    "FEW",
+    "Covariance",
+    "Hessian",
+    "MeanSquare",
+    "Variance",
+    "add",
+    "add_shared",
+    "magnitude",
+    "pool",
+]
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -224,14 +138,12 @@ def sparsegpt(
     diagonal[dead] = 1
     updated[:, dead] = 0
     diagonal += damping * diagonal.mean()
-    try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
-        # (in, in), row j: how column j's error spreads to the right
-        factor = torch.linalg.cholesky(inverse, upper=True).float()
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            f"the Hessian is not positive definite: use more tokens or a damping above {damping}"
-        ) from error
+    for dtype in dict.fromkeys((exact_type(hessian.device), torch.float64)):
+        factor = _spreading(hessian.to(dtype))
+        if factor is not None:
+            break
+    else:
+        raise ValueError(f"the Hessian is not positive definite: use more tokens or a damping above {damping}")
 
     dropped = 0
     for start in range(0, columns, block):
@@ -263,67 +175,11 @@ def sparsegpt(
     return updated.to(weight.dtype)
 
 
-def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
-    """Add the chosen tokens (T,) of every matrix's inputs (T, in) to its accumulator: bool, or a mass for each token.
-
-    Matrices that read the same tensor and the same tokens (query, key and value, say) share the work.
-    """
-    readers: dict[tuple, list[str]] = defaultdict(list)
-    for name, tensor in inputs.items():
-        readers[tensor.data_ptr(), tensor.shape, id(chosen[name])].append(name)
-    for first, *others in readers.values():
-        tensor, mask = inputs[first], chosen[first]
-        if mask.dtype != torch.bool:
-            part = statistics[first].add(tensor[mask > 0], mask[mask > 0])
-        else:
-            part = statistics[first].add(tensor if mask.all() else tensor[mask])
-        for name in others:
-            statistics[name].total += part
-            statistics[name].count = statistics[first].count
-
-
-def add_shared(statistics: dict, make: Callable, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
-    """Add the chosen tokens of every matrix's inputs to accumulators; matrices with the same input have one together.
-
-    Args:
-        statistics: accumulator per matrix, filled with the first tokens.
-        make: ``(width, device) -> accumulator``.
-        inputs: (T, in) per matrix.
-        chosen: (T,) bool per matrix.
-    """
-    seen: dict[tuple, str] = {}
-    for name, tensor in inputs.items():
-        first = seen.setdefault((tensor.data_ptr(), tensor.shape), name)
-        if name not in statistics:
-            known = statistics.get(first)
-            statistics[name] = known if known is not None else make(tensor.shape[1], tensor.device)
-        if first == name or statistics[name] is not statistics[first]:
-            statistics[name].add(tensor if chosen[name].all() else tensor[chosen[name]])
-
-
-def pool(statistics: dict) -> list[str]:
-    """Give experts that fewer than ``FEW`` tokens reached the statistic of all experts in their tensor.
-
-    Args:
-        statistics: accumulator per matrix; experts are called ``tensor[number]``.
-
-    Returns:
-        The names of those experts.
-    """
-    tensors: dict[str, list[str]] = defaultdict(list)
-    for name in statistics:
-        if "[" in name:
-            tensors[name.partition("[")[0]].append(name)
-    pooled = []
-    for names in tensors.values():
-        few = [name for name in names if statistics[name].count < FEW]
-        if few:
-            total = sum(statistics[name].total for name in names)
-            count = sum(statistics[name].count for name in names)
-            for name in few:
-                statistics[name].total, statistics[name].count = total, count
-            pooled += few
-    return pooled
+def _spreading(hessian: Tensor) -> Tensor | None:
+    """Factor the inverse of a Hessian, (in, in): row j says how column j's error spreads to the right; None if it fails."""
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    upper, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if (failed | failed_too | ~upper.sum().isfinite()).item() else upper.float()
 
 
 def _sparsegpt(weight: Tensor, statistic: Hessian, drop: int, pattern: str | None, options: Mapping) -> Tensor:

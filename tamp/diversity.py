@@ -7,11 +7,13 @@ is ignored. A token that is all zeros has cosine 0 with every other.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from tamp.accumulators import product
 
 Within = Literal["mean", "positive"]
 
@@ -32,6 +34,21 @@ def check(within: str) -> None:
 def unit(outputs: Tensor) -> Tensor:
     """L2-normalise tokens, (..., T, d) to (..., T, d) float32; zero vectors stay zero."""
     return torch.nn.functional.normalize(outputs.float(), dim=-1)
+
+
+def cosines(outputs: Tensor, out: Tensor | None = None) -> Tensor:
+    """Compute the cosines of all pairs of tokens, (T, d) to (T, T) float32.
+
+    Tokens of half precision are multiplied as they are on a GPU, exactly, and the products added up in float32. Their norms
+    are then on the diagonal, and nothing of their size is copied.
+    """
+    if outputs.device.type == "cpu" or outputs.dtype not in (torch.float16, torch.bfloat16):
+        units = unit(outputs)
+        return torch.mm(units, units.T, out=out)
+    cosine = product(outputs, outputs.T, out)
+    scale = cosine.diagonal().rsqrt()
+    scale = scale.masked_fill(scale.isinf(), 0)  # (T,)
+    return cosine.mul_(scale).mul_(scale[:, None])
 
 
 def pairs_of(modality: Tensor) -> list[tuple[int, int]]:
@@ -67,27 +84,31 @@ def mean_similarities(outputs: Sequence[Tensor], member: Tensor) -> Tensor:
         sums.append(totals @ totals.mT - (member @ (scale > 0).double()).diag())
     count = member.sum(1)
     number = count[:, None] * count - count.diag()
-    upper = torch.ones_like(number, dtype=torch.bool).triu()
-    return torch.where(number > 0, torch.stack(sums) / number, math.nan)[..., upper].float()
+    means = torch.where(number > 0, torch.stack(sums) / number, math.nan)
+    upper = itertools.combinations_with_replacement(range(len(member)), 2)
+    return torch.stack([means[:, a, b] for a, b in upper], -1).float()
 
 
-def positive_similarities(cosine: Tensor, modality: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+def positive_similarities(
+    cosine: Tensor, modality: Tensor, pairs: list[tuple[int, int]], host: Tensor | None = None
+) -> Tensor:
     """Average the cosine as the authors' code does: within a modality only over pairs with positive cosine.
 
     Args:
         cosine: (..., T, T), symmetric; its diagonal is not looked at.
         modality: (T,), whole numbers, negative = padding.
         pairs: the terms wanted; across modalities all pairs count, whatever their sign.
+        host: ``modality`` on the CPU, if it is there already.
 
     Returns:
         (..., terms) float32, NaN where a term has no pair. Beside ``cosine``, about 3 x 4 ``CHUNK`` bytes are held, however
         the modalities take turns.
     """
-    index = {code: (modality == code).nonzero().flatten() for code in {code for pair in pairs for code in pair}}
+    index = places_of(modality, {code for pair in pairs for code in pair}, host)
     terms = []
     for a, b in pairs:
-        shape = *cosine.shape[:-2], len(index[a]), len(index[b])
-        parts = ((rows.start, block_of(cosine, index[a][rows], index[b])) for rows in chunks(shape))
+        shape = *cosine.shape[:-2], index[a][0], index[b][0]
+        parts = ((rows.start, block_of(cosine, index[a], index[b], rows)) for rows in chunks(shape))
         if a == b:
             sums = [_positive(part, start) for start, part in parts]
             total, count = (torch.cat(each, -1).sum(-1, dtype=torch.float64) for each in zip(*sums))
@@ -98,11 +119,36 @@ def positive_similarities(cosine: Tensor, modality: Tensor, pairs: list[tuple[in
     return torch.stack(terms, -1).float()
 
 
-def chunks(shape: Sequence[int]) -> list[slice]:
-    """Divide the rows of (..., R, C) so that each part has about ``CHUNK`` entries."""
+def places_of(
+    modality: Tensor, codes: Iterable[int], host: Tensor | None = None
+) -> dict[int, tuple[int, int | Tensor]]:
+    """Find the tokens of modalities, with one look at the device at most.
+
+    Args:
+        modality: (T,), whole numbers.
+        codes: those asked for.
+        host: ``modality`` on the CPU, if it is there already.
+
+    Returns:
+        Per code the number of its tokens n, and where they are: the first position if they stand in a run, else all (n,).
+    """
+    host, found = modality.cpu() if host is None else host, {}
+    for code in codes:
+        index = (host == code).nonzero().flatten()
+        if len(index) and int(index[-1] - index[0]) == len(index) - 1:
+            found[code] = len(index), int(index[0])
+        elif modality.device.type == "cpu":
+            found[code] = len(index), index
+        else:
+            found[code] = len(index), (modality != code).byte().argsort(stable=True)[: len(index)]
+    return found
+
+
+def chunks(shape: Sequence[int], entries: int | None = None) -> list[slice]:
+    """Divide the rows of (..., R, C) so that each part has about ``entries`` entries, ``CHUNK`` if None."""
     *batch, rows, columns = shape
-    each = max(1, CHUNK // max(1, math.prod(batch) * columns))
-    return [slice(start, start + each) for start in range(0, max(1, rows), each)]
+    each = max(1, (entries or CHUNK) // max(1, math.prod(batch) * columns))
+    return [slice(start, min(start + each, rows)) for start in range(0, max(1, rows), each)]
 
 
 def _positive(part: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -112,20 +158,21 @@ def _positive(part: Tensor, start: int) -> tuple[Tensor, Tensor]:
     return positive.sum(-1), positive.sign_().sum(-1)
 
 
-def grand_sum(matrix: Tensor) -> Tensor:
-    """Sum (..., R, C) to (...) float64: rows in float32, which is fast, then the row sums exactly enough."""
-    return matrix.sum(-1).sum(-1, dtype=torch.float64)
+def block_of(matrix: Tensor, rows: tuple[int, int | Tensor], columns: tuple[int, int | Tensor], part: slice) -> Tensor:
+    """Take some of the rows and all columns of two modalities of (..., T, T), as a view where both are runs.
 
-
-def block_of(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Take rows and columns of (..., T, T), as a view where both are runs, as modalities mostly are."""
-
-    def narrow(part: Tensor, dim: int, index: Tensor) -> Tensor:
-        if len(index) and int(index[-1] - index[0]) == len(index) - 1:
-            return part.narrow(dim, int(index[0]), len(index))
-        return part.index_select(dim, index)
-
-    return narrow(narrow(matrix, -2, rows), -1, columns)
+    Args:
+        matrix: (..., T, T).
+        rows: number and places, from :func:`places_of`.
+        columns: number and places.
+        part: which of the rows.
+    """
+    (_, start), (size, first) = rows, columns
+    if isinstance(start, int):
+        matrix = matrix.narrow(-2, start + part.start, part.stop - part.start)
+    else:
+        matrix = matrix.index_select(-2, start[part])
+    return matrix.narrow(-1, first, size) if isinstance(first, int) else matrix.index_select(-1, first)
 
 
 def similarities(outputs: Tensor, modality: Tensor, within: Within = "mean") -> dict[tuple[int, int], float]:
@@ -156,8 +203,7 @@ def similarities(outputs: Tensor, modality: Tensor, within: Within = "mean") -> 
     if within == "mean":
         (values,) = mean_similarities([outputs], membership(modality, pairs))
     else:
-        units = unit(outputs)
-        values = positive_similarities(units @ units.T, modality, pairs)
+        values = positive_similarities(cosines(outputs), modality, pairs)
     return {pair: value for pair, value in zip(pairs, values.tolist()) if not math.isnan(value)}
 
 

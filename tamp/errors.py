@@ -4,7 +4,6 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
-import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -15,10 +14,10 @@ class UserError(ValueError):
 
 
 def whole(value: Any) -> int | None:
-    """Return a whole number of any type as Python's own; None for everything else, fractions and infinities included."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    """Return a whole number of any type, up to 63 bits, as Python's own; None for everything else, such as fractions."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < 2**63:
         return None
-    return int(value) if isinstance(value, Integral) or (math.isfinite(value) and value == int(value)) else None
+    return int(value) if isinstance(value, Integral) or value == int(value) else None
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
@@ -30,7 +29,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
         known: the names that exist.
         hint: a closing sentence, such as what else would be accepted.
     """
-    known = list(known)
+    known, name = list(known), str(name)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     shown = [*known[:20], f"and {len(known) - 20} more"] if len(known) > 20 else known

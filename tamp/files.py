@@ -23,6 +23,9 @@ try:
 except ImportError:  # Windows: nothing is locked, and nothing swept
     fcntl = None
 
+LONGEST = 228
+"""Bytes of an output's name: its hidden names are longer, and most file systems take 255."""
+
 log = logging.getLogger(__name__)
 
 
@@ -58,13 +61,37 @@ def check_free(folder: str | Path, overwrite: bool = False) -> Path:
         The folder, ``~`` filled in; where a link leads to, not the link.
 
     Raises:
-        UserError: if it exists and is not empty, unless ``overwrite`` is given; or if nothing can be written there.
+        UserError: if it is a file; is not empty, unless ``overwrite`` is given; holds the current or home folder; or nothing
+            can be written there.
     """
-    folder = recovered(folder)
+    folder = recovered(located(folder))
     sweep(folder)
+    if os.path.exists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is there and is not a folder. Choose another place.")
     if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists; choose another folder, or overwrite it (overwrite=True, --overwrite).")
+    for name, own in (("current", Path.cwd()), ("home", Path.home())):
+        if folder in (own, *own.parents) and any(folder.iterdir()):
+            raise UserError(f"{folder} is or holds the {name} folder and is not replaced; name a folder in it.")
     return _check_place(folder)
+
+
+def located(path: str | Path) -> Path:
+    """Return where a path leads to: ``~`` is filled in, links are followed.
+
+    Raises:
+        UserError: if it leads nowhere: a name is too long or not valid, a link leads to itself, there is no such ``~user``.
+    """
+    try:
+        os.fsencode(path).decode("utf-8")  # as weights are written; in a locale without UTF-8 its bytes still are
+        found = Path(path).expanduser().resolve()
+        found.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        said = getattr(error, "strerror", None) or str(error).split(" from ")[0]
+        raise UserError(f"{str(path)!r:.200} is not a name for a file or folder: {said}. Choose another.") from error
+    if len(os.fsencode(found.name)) > LONGEST:
+        raise UserError(f"{found.name:.60}... has more than {LONGEST} bytes as a name: choose a shorter one.")
+    return found
 
 
 def check_file(path: str | Path) -> Path:
@@ -76,6 +103,7 @@ def check_file(path: str | Path) -> Path:
     Raises:
         UserError: if it is a folder, or nothing can be written there.
     """
+    located(path)
     path = Path(path).expanduser()
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the name of a file in it.")
@@ -105,8 +133,9 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises:
         Kept: if it cannot be written there: the text is in the temporary folder.
     """
-    target = Path(path).expanduser()
+    target = Path(path)
     try:
+        target = target.expanduser()
         if target.exists() and not target.is_file() and not target.is_dir():
             target.write_text(text, encoding="utf-8", errors="backslashreplace")
             return Path(path)
@@ -114,12 +143,14 @@ def write_text(path: str | Path, text: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as made:
             made.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        said = f"Could not write {path}: {error.strerror or error}."
-        with contextlib.suppress(OSError):
-            kept = Path(tempfile.mkdtemp(prefix="tamp-")) / (target.name or "result")
-            kept.write_text(text, encoding="utf-8", errors="backslashreplace")
-            said += f" It was written to {kept} instead."
+    except (OSError, ValueError, RuntimeError) as error:
+        said = f"Could not write {path!s:.200}: {getattr(error, 'strerror', None) or error}."
+        for name in filter(None, (target.name, "result")):
+            with contextlib.suppress(OSError, ValueError):
+                kept = Path(tempfile.mkdtemp(prefix="tamp-")) / name
+                kept.write_text(text, encoding="utf-8", errors="backslashreplace")
+                said += f" It was written to {kept} instead."
+                break
         raise Kept(said) from error
     return Path(path)
 
@@ -238,7 +269,10 @@ def hidden(target: Path, ending: str) -> list[Path]:
 
 def recovered(folder: str | Path) -> Path:
     """Return a folder, ``~`` and links followed; one whose replacement was killed half-way is there again."""
-    folder = Path(folder).expanduser().resolve()
+    try:
+        folder = Path(folder).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError):  # it leads nowhere
+        return Path(folder)
     if fcntl and not os.path.exists(folder) and os.path.isdir(folder.parent):  # which take a name that is too long
         with locked(folder.parent, wait=60):
             for old in hidden(folder, ".tamp.old"):

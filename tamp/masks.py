@@ -66,7 +66,7 @@ def unstructured(metric: Tensor, sparsity: float | None = None, *, drop: int | N
         drop = math.floor(columns * exact(sparsity)) * rows
     if not 0 <= drop <= metric.numel():
         raise ValueError(f"cannot drop {drop} of {metric.numel()} weights")
-    each, extra = divmod(drop, rows)
+    each, extra = divmod(drop, max(rows, 1))
     mask = _smallest(metric, each)
     if extra:
         least = metric.masked_fill(mask, torch.inf).min(1, keepdim=True).values  # (out, 1), each row's next
@@ -81,7 +81,10 @@ def _smallest(metric: Tensor, count: int) -> Tensor:
     """Find the smallest entries of every row, of equals the first, without sorting them: (out, in) bool."""
     if count == 0:
         return torch.zeros_like(metric, dtype=torch.bool)
-    largest = metric.kthvalue(count, dim=1, keepdim=True).values  # (out, 1), of those that are found
+    if torch.are_deterministic_algorithms_enabled():  # under which CUDA has no kthvalue
+        largest = metric.sort(dim=1).values[:, count - 1 : count]
+    else:
+        largest = metric.kthvalue(count, dim=1, keepdim=True).values  # (out, 1), of those that are found
     mask = metric < largest
     equal = metric == largest
     return mask | (equal & (equal.cumsum(1, dtype=torch.int32) <= count - mask.sum(1, keepdim=True, dtype=torch.int32)))

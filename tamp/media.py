@@ -121,8 +121,8 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
         UserError: if the file is missing, is not a media file, has no sound track or no sample in it, or holds samples that
             are not finite, ``seconds`` is not positive, or the library is missing.
     """
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise UserError(f"Sound is read for a positive number of seconds, not {seconds}.")
+    if seconds is not None and not (isinstance(seconds, int | float | np.number) and 0 < seconds < math.inf):
+        raise UserError(f"Sound is read for a positive number of seconds, not {seconds!r}.")
     stop = None if seconds is None else max(round(seconds * RATE), 1)
     if Path(path).suffix.lower() not in (".wav", ".flac"):
         return _checked(_read_track(path, stop), str(path))

@@ -94,8 +94,9 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UserError: see :func:`decoder`.
     """
+    stack = _decoder(model)[1]
     names = {id(part): name for name, part in model.named_modules()}
-    return {names[id(block)]: block for block in _decoder(model)[1]}
+    return {names[id(block)]: block for block in stack}
 
 
 def linears(block: nn.Module) -> dict[str, Matrix]:
@@ -197,10 +198,15 @@ def to_model(model: nn.Module, sample: dict, number: int = 0) -> dict[str, Tenso
         UserError: if the sample is not a processor output, or lacks the tokens of its images or the images of its tokens.
     """
     ids = sample.get("input_ids") if hasattr(sample, "get") else None
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel():
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
         raise UserError(
-            f"Sample {number} is not a processor output: expected a tensor input_ids of shape (batch, tokens) "
+            f"Sample {number} is not a processor output: expected a tensor input_ids of whole numbers, (batch, tokens) "
             "(call the processor with return_tensors='pt')."
+        )
+    mask = sample.get("attention_mask")
+    if mask is not None and getattr(mask, "shape", None) != ids.shape:
+        raise UserError(
+            f"Sample {number} has an attention_mask that is not a tensor of input_ids' shape {tuple(ids.shape)}."
         )
     device, dtype = speaker(model).get_input_embeddings().weight.device, model.dtype
     batch = {

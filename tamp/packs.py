@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from tamp import masks, models
+from tamp import files, masks, models
 from tamp.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -187,16 +188,19 @@ def write(pack: Pack, path: str | Path) -> Path:
     Raises:
         UserError: if it cannot be written.
     """
-    path = Path(path)
+    target = files.check_file(path)
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path} is a device, to which no masks can be written. Choose another file.")
     said = {"format": FORMAT, "shapes": json.dumps(pack.shapes), "model": pack.model, "dense": pack.dense}
-    beside = path.with_name(f".{path.name}.part")
     try:
-        save_file(pack.bits, beside, metadata={**said, "fingerprint": pack.fingerprint})
-        beside.replace(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.scratch(target) as beside:
+            save_file(pack.bits, beside / target.name, metadata={**said, "fingerprint": pack.fingerprint})
+            (beside / target.name).chmod(beside.stat().st_mode & 0o666)  # safetensors makes its files private
+            (beside / target.name).replace(target)
     except (SafetensorError, OSError) as error:
-        beside.unlink(missing_ok=True)
         raise UserError(f"Cannot write the masks {path}: {error}. Choose another file.") from error
-    return path
+    return Path(path)
 
 
 def read(path: str | Path) -> Pack:
@@ -205,9 +209,9 @@ def read(path: str | Path) -> Pack:
     Raises:
         UserError: if there is no such file, it is damaged, or does not hold masks.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no file {path}: `tamp mask export` writes one.")
+    path = Path(os.path.expanduser(path))
+    if not os.path.isfile(path):
+        raise UserError(f"There is no file {path!s:.200}: `tamp mask export` writes one.")
     try:
         with safe_open(path, framework="np") as opened:
             said = opened.metadata() or {}

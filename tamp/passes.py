@@ -16,7 +16,8 @@ class Done(Exception):
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Set a model to evaluation mode and run its modules uncompiled, so that hooks see them; restore both on leaving.
 
-    Gradients are off inside; so is inference mode, whose tensors cannot be written to later.
+    Gradients are off inside; so are inference mode, whose tensors cannot be written to later, autocast, which keeps copies
+    of weights that change, and other defaults of torch for new tensors than float32 on the CPU.
     """
     wrapped = any(
         "_orig_mod" in module._modules for module in model.modules()
@@ -27,10 +28,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     model.eval()
     for module, _ in compiled:
         module._compiled_call_impl = None
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
-        with eager, torch.inference_mode(False), torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            for each in (eager, torch.inference_mode(False), torch.no_grad(), torch.device("cpu")):
+                stack.enter_context(each)
             yield
     finally:
+        torch.set_default_dtype(before)
         for module in training:
             module.training = True
         for module, call in compiled:

@@ -68,6 +68,8 @@ def picture(given: Any, folder: str | Path = "") -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """Turn a picture upright and convert it to RGB; one that is both already is returned as it is."""
     image.load()  # TIFF's orientation is applied here
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tamp import allocation, masks, matrices, models, onloading, passes, plans, walk
 from tamp.errors import UserError
 from tamp.methods import name_of
-from tamp.recipe import Recipe
+from tamp.recipe import Recipe, check
 
 MOST_MISSED = 0.01
 """Share of the decoder's weights that pruning may miss without being told that this is meant."""
@@ -46,6 +46,7 @@ def plan(
     Raises:
         UserError: if a sample or a width does not fit.
     """
+    check(recipe)
     check_model(model, allow_partial)
     samples = None if samples is None else list(samples)
     seen = samples[slice(recipe.allocation_samples)] if samples and recipe.allocation_needs_samples else []

@@ -11,17 +11,17 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from tamp import choices, criteria, masks, models, onloading, passes, planning, plans, updates, walk
+from tamp import choices, criteria, masks, models, onloading, passes, planning, plans, ranks, updates, walk
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
-from tamp.recipe import Recipe
+from tamp.recipe import Recipe, check
 from tamp.report import Report, peak_memory, reset_peak_memory
 from tamp.scores import ALLOCATIONS
 
@@ -67,6 +67,7 @@ def prune(
     Raises:
         UserError: see :func:`tamp.prune`.
     """
+    check(recipe)
     samples = None if samples is None else list(samples)
     blocks = models.blocks(model)
     left_out = planning.check_model(model, allow_partial)
@@ -86,7 +87,10 @@ def prune(
             captured: list[walk.Captured] = []
             if needed:
                 with watch("capture"):
-                    captured = walk.capture(model, samples, progress, place)
+                    captured = walk.capture(model, ranks.share(samples), progress, place)
+                    if ranks.size() > 1:
+                        unused = frozenset().union(*ranks.told(frozenset().union(*(each.unused for each in captured))))
+                        captured = [replace(each, unused=unused) for each in captured]
             linears = walk.reached(model, captured)
             if plan is None and keeper is not None:
                 plan = keeper.plan
@@ -94,7 +98,10 @@ def prune(
                 scores = None
                 if recipe.plans:
                     with watch("allocate"):
-                        scores = planning.score(model, captured, recipe, progress, place)
+                        seen = captured
+                        if ranks.size() > 1 and recipe.allocation_needs_samples:  # all look at the same ones
+                            seen = walk.capture(model, samples[slice(recipe.allocation_samples)], progress, place)
+                        scores = planning.score(model, seen, recipe, progress, place)
                 plan = planning.make_plan(model, scores, recipe, captured)
             else:
                 planning.check_pattern(linears, recipe.pattern)
@@ -161,6 +168,8 @@ def prune(
 
 def _under(plan: plans.Plan, recipe: Recipe, model: nn.Module) -> Recipe:
     """Check that a plan, a recipe and a model belong together, and return the recipe with the plan's allocation."""
+    if not isinstance(plan, plans.Plan):
+        raise UserError(f"A plan is a tamp.Plan, from tamp.plan or tamp.Plan.read, not {plan!r:.80}.")
     plan.check({name: linear.weight.numel() for name, linear in models.all_linears(model).items()})
     if (plan.target, plan.pattern) != (recipe.sparsity, recipe.pattern):
         raise UserError(
@@ -258,15 +267,24 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
         rows += 1
         unread |= rule.looks_at == "attention" and row.attention is None
         del row  # with what it saw, before the next sample runs
+    rows = sum(ranks.told(rows))
     if not rows:
         raise step.not_reached()
-    add()
+    if waiting:
+        add()
+    unread = any(ranks.told(unread))
+
+    def empty(name: str, make):
+        return make(step.linears[name].in_features, step.linears[name].weight.device)
+
+    ranks.add(statistics, lambda name: empty(name, criterion.statistic))
+    ranks.add(hessians, lambda name: empty(name, update.statistic))
     kept = {name: statistic.count / rows for name, statistic in statistics.items()}
     pooled = criteria.pool(statistics)
     if update.apply:
-        for name, linear in step.linears.items():
+        for name in step.linears:
             if name not in hessians:  # an expert that no token reached
-                hessians[name] = update.statistic(linear.in_features, linear.weight.device)
+                hessians[name] = empty(name, update.statistic)
         pooled += [name for name in criteria.pool(hessians) if name not in statistics]
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:

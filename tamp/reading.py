@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tamp import schema
 from tamp.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ def place_of(record: dict[str, Any], source: Any) -> Place:
     return Place(file, record["_number"], repr(name)[:60] if isinstance(name, str | int) and name != "" else "")
 
 
+def said(source: Any) -> str:
+    """Return what a sentence calls a source: its name, or what it is."""
+    return f"{source!s:.200}" if isinstance(source, str | Path) else f"The list of {len(source)} records"
+
+
 def read(
     source: str | Path | Iterable[dict], kind: str, known: Iterable[str] = (), skipped: list[Skipped] | None = None
 ) -> Sequence[dict[str, Any]]:
@@ -77,8 +83,10 @@ def read(
     Raises:
         UserError: if it does not exist, is empty, or is not in one of the known formats.
     """
-    if not isinstance(source, str | Path):
-        found = list(source)
+    if isinstance(source, str | Path):
+        source = os.path.expanduser(source)
+    if not isinstance(source, str):
+        source = found = list(source)
     elif os.path.isdir(source):
         found = _read_folder(Path(source))
     elif os.path.isfile(source):
@@ -86,7 +94,7 @@ def read(
     else:
         raise unknown(kind, f"{source!s:.200}", known, "A .jsonl or .json file or a datasets folder works too.")
     if not found:
-        raise UserError(f"The {kind} {source} is empty.")
+        raise UserError(f"The {kind} {said(source)} is empty.")
     if isinstance(found, Saved):
         return found
     records = []
@@ -101,8 +109,47 @@ def read(
 
 
 def _numbered(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return a record with its number, without absent values: datasets fills missing columns with None, pandas with NaN."""
-    return {**{key: value for key, value in record.items() if not absent(value)}, "_number": number}
+    """Return a record with its number, without absent values: datasets fills missing columns with None, pandas with NaN.
+
+    What pandas keeps of a list, an array of one axis, is a list again. Turns in parts are turns with marks.
+    """
+    there = {key: value for key, value in record.items() if not absent(value)}
+    there |= {key: value.tolist() for key, value in there.items() if getattr(value, "ndim", 0) == 1}
+    for key in there.keys() & {"conversations", "messages"}:
+        carried: dict[str, list] = {}
+        if isinstance(there[key], list | tuple):
+            there[key] = [_whole_turn(turn, carried) for turn in there[key]]
+        there = {**carried, **there}
+    return {**there, "_number": number}
+
+
+def _whole_turn(turn: Any, carried: dict[str, list]) -> Any:
+    """Write a turn whose content is in parts, as chat templates take it, as one text with marks such as ``<image>``.
+
+    Args:
+        turn: as it is read; one that is not in parts is returned as it is.
+        carried: where media that parts carry are added, under ``images``, ``videos`` and ``audios``.
+
+    Raises:
+        UserError: if a part is of no known kind.
+    """
+    if not isinstance(turn, dict) or not isinstance(turn.get("content"), list | tuple):
+        return turn
+    pieces = []
+    for part in turn["content"]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            pieces.append(part["text"])
+        elif kind in ("image", "video", "audio"):
+            pieces.append(f"<{kind}>")
+            given = [part[key] for key in (kind, "path", "bytes") if not absent(part.get(key))]
+            if given:
+                carried.setdefault(f"{kind}s", []).append(given[0])
+        else:
+            raise UserError(
+                f"a part of a turn is {{'type': 'text', 'text': ...}}, an image, a video or an audio, not {part!r:.60}."
+            )
+    return {**turn, "content": "\n".join(pieces)}
 
 
 def absent(value: Any) -> bool:
@@ -113,7 +160,7 @@ def absent(value: Any) -> bool:
 def _read_file(path: Path) -> list:
     """Read a list of records, or one per line; what is not JSON in a line is left as the error that it raised."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = schema.text_of(path)
         if path.suffix.lower() == ".json" or text.lstrip()[:1] == "[":
             try:
                 found = json.loads(text)

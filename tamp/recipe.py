@@ -8,7 +8,7 @@ from tamp import criteria, masks, scores, selection, updates
 from tamp.errors import UserError, unknown
 from tamp.methods import Allocation, Criterion, Option, Tokens, Update, name_of
 
-PRESETS: dict[str, dict[str, str]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "magnitude": {"allocation": "uniform", "tokens": "all", "criterion": "magnitude"},
     "wanda": {"allocation": "uniform", "tokens": "all", "criterion": "wanda"},
     "sparsegpt": {"allocation": "uniform", "tokens": "all", "criterion": "sparsegpt"},
@@ -20,6 +20,13 @@ PRESETS: dict[str, dict[str, str]] = {
     "atv": {"allocation": "uniform", "tokens": "atv", "criterion": "wanda"},
     "amia": {"allocation": "uniform", "tokens": "amia", "criterion": "wanda"},
     "tamp": {"allocation": "das", "tokens": "amia", "criterion": "wanda"},
+    "repair": {
+        "allocation": "uniform",
+        "tokens": "atv",
+        "criterion": "wanda",
+        "update": "admm",
+        "update_damping": 0.01,
+    },
 }
 METHODS: dict[str, Mapping[str, Any]] = {
     "allocation": scores.ALLOCATIONS,
@@ -27,9 +34,12 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "criterion": criteria.CRITERIA,
     "update": updates.UPDATES,
 }
-"""The axes of a recipe and their tables. A preset that does not name an update has none."""
+"""The axes of a recipe and their tables. A preset that does not name an update has none; it may set options too."""
 
 SAMPLES = Option(32, "calibration samples that an allocation looks at, from the first on; None for all", least=1)
+
+SEEN = ("activations", "loss")
+"""What allocations look at for which they need samples."""
 
 
 def options() -> dict[str, Option]:
@@ -86,11 +96,11 @@ class Recipe:
         **options: Any,
     ):
         for axis, method in (("allocation", allocation), ("tokens", tokens), ("criterion", criterion)):
-            if not callable(method) and method not in METHODS[axis]:
-                raise unknown(axis, str(method), METHODS[axis])
+            if not callable(method) and method not in list(METHODS[axis]):  # a list, which takes what has no hash
+                raise unknown(axis, method, METHODS[axis])
             object.__setattr__(self, axis, method)
-        if update not in updates.UPDATES:
-            raise unknown("update", str(update), updates.UPDATES)
+        if update not in list(updates.UPDATES):
+            raise unknown("update", update, updates.UPDATES)
         object.__setattr__(self, "update", update)
         if update == "admm" and self.rules[2].update:
             raise UserError(
@@ -102,6 +112,8 @@ class Recipe:
         if allocation_samples is not None:
             allocation_samples = SAMPLES.check("allocation_samples", allocation_samples)
         object.__setattr__(self, "allocation_samples", allocation_samples)
+        if allocation_samples != SAMPLES.default and not self.allocation_needs_samples:
+            raise UserError(f"allocation_samples has no effect with allocation={name_of(allocation)!r}: leave it out.")
         if criterion == "magnitude" and tokens != "all":
             raise UserError(
                 f"criterion='magnitude' does not use calibration tokens; tokens={name_of(tokens)!r} has no effect. "
@@ -142,7 +154,7 @@ class Recipe:
         Raises:
             UserError: if there is no such preset or field, or a value is out of range.
         """
-        if name not in PRESETS:
+        if name not in list(PRESETS):
             raise unknown("preset", name, PRESETS)
         return cls(**{**PRESETS[name], **changes})
 
@@ -157,7 +169,7 @@ class Recipe:
         Raises:
             UserError: if there is no such preset or field, or a value is out of range.
         """
-        preset, _, rest = method.partition(":")
+        preset, _, rest = str(method).partition(":")
         changes: dict[str, str | float | int] = {}
         for change in filter(None, rest.split(",")):
             name, equals, value = change.partition("=")
@@ -177,6 +189,8 @@ class Recipe:
         kept = {name for row in self.rules[1:] for name in row.options}
         if allocation == self.allocation:
             kept = set(self.options)
+        if scores.rule(allocation).looks_at not in SEEN:
+            chosen["allocation_samples"] = SAMPLES.default
         return Recipe(**{**chosen, "allocation": allocation}, **{name: self.options[name] for name in kept})
 
     def summary(self) -> dict[str, Any]:
@@ -192,7 +206,7 @@ class Recipe:
     @property
     def allocation_needs_samples(self) -> bool:
         """Whether the allocation looks at calibration samples."""
-        return self.rules[0].looks_at in ("activations", "loss")
+        return self.rules[0].looks_at in SEEN
 
     @property
     def needs_samples(self) -> bool:
@@ -207,6 +221,16 @@ class Recipe:
 
 FIELDS = tuple(each.name for each in fields(Recipe) if each.name != "options")
 """What every recipe says, whatever its methods."""
+
+
+def check(recipe: Any) -> None:
+    """Check that a recipe is one, and not its name.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"A recipe is a tamp.Recipe, such as tamp.Recipe.preset('wanda'), not {recipe!r:.80}.")
 
 
 def _users(option: str) -> tuple[str, list[str]]:

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -151,31 +151,44 @@ def _folder(source: Any) -> Path:
     """Return what paths in records are relative to."""
     if not isinstance(source, str | Path):
         return Path()
-    return Path(source) if os.path.isdir(source) else Path(source).parent
+    place = Path(os.path.expanduser(source))
+    return place if os.path.isdir(place) else place.parent
 
 
 class Pictures(Sequence):
     """Pictures that are opened anew at every look, so that the questions of a large file do not hold all of theirs.
 
     Attributes:
-        given: what :func:`tamp.pixels.picture` opens.
+        given: what :func:`tamp.pixels.picture` opens; empty texts in place of bytes that are read anew.
         folder: what paths are relative to.
+        again: reads the record anew, where it stands in a folder and its pictures are bytes in it.
     """
 
-    def __init__(self, given: Iterable[Any], folder: Path):
-        self.given, self.folder = tuple(given), folder
+    def __init__(self, given: Iterable[Any], folder: Path, again: Callable[[], dict[str, Any]] | None = None):
+        self.given, self.folder, self.again = tuple(given), folder, again
+        if again is not None:
+            self.given = ("",) * len(self.given)
 
     def __len__(self) -> int:
         return len(self.given)
 
     def __getitem__(self, place: int) -> Image.Image:
-        return picture(self.given[place], self.folder)
+        given = self.given if self.again is None else named(self.again())["image"]
+        return picture(given[place], self.folder)
 
 
-def checked(record: dict[str, Any], source: Any) -> dict[str, Sequence]:
-    """Open the media of a record to see whether they can be read, and return them with its pictures closed again."""
+def checked(record: dict[str, Any], source: Any, again: Callable[[], dict] | None = None) -> dict[str, Sequence]:
+    """Open the media of a record to see whether they can be read, and return them with its pictures closed again.
+
+    Args:
+        record: from :func:`read`.
+        source: where it was read from.
+        again: reads it anew, from a folder in which pictures may be bytes, which are then not kept.
+    """
     found = opened(record, source)
-    return found | {"images": Pictures(named(record)["image"], _folder(source)) if found["images"] else ()}
+    given = named(record)["image"]
+    held = any(isinstance(each, bytes | dict) for each in given)
+    return found | {"images": Pictures(given, _folder(source), again if held else None) if given else ()}
 
 
 def _text(value: Any, what: str) -> str:

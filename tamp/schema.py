@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ def read(path: str | Path, wanted: Any, what: str, hint: str) -> Any:
         UserError: if it cannot be read, is not JSON, or does not hold what it should: the message says where.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        found = json.loads(text_of(path))
         json.dumps(found, ensure_ascii=False).encode()  # halves of a character, which nothing can print
         fault = misfit(found, wanted)
     except OSError as error:
@@ -41,6 +42,12 @@ def read(path: str | Path, wanted: Any, what: str, hint: str) -> Any:
     if fault:
         raise UserError(f"{path!s:.200} is not {what}: {fault}. {hint}")
     return found
+
+
+def text_of(path: str | Path) -> str:
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 as its first bytes say, which some Windows programs write."""
+    raw = Path(os.path.expanduser(path)).read_bytes()
+    return raw.decode(json.detect_encoding(raw)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def misfit(found: Any, wanted: Any, where: str = "it") -> str:

@@ -33,8 +33,10 @@ def das(step: walk.Step, options: Mapping) -> dict[str, float]:
     def terms(outputs: list[Tensor], codes: Tensor) -> Tensor:
         if options["das_similarity"] == "mean":
             return diversity.mean_similarities(outputs, diversity.membership(codes, pairs))
-        units = map(diversity.unit, outputs)
-        return torch.stack([diversity.positive_similarities(each @ each.T, codes, pairs) for each in units])
+        host = codes.cpu()
+        return torch.stack(
+            [diversity.positive_similarities(diversity.cosines(each), codes, pairs, host) for each in outputs]
+        )
 
     values: dict[str, list[Tensor]] = {name: [] for name in step.linears}  # per matrix: a number per row that has one
     for row in step:
@@ -46,10 +48,9 @@ def das(step: walk.Step, options: Mapping) -> dict[str, float]:
             # the mean over defined terms, times their nominal number
             for name, value in zip(names, (diverse.nanmean(-1) * len(pairs)).unbind()):
                 values[name].append(value)
-    scores = {
-        name: max(round(torch.stack(found).double().nanmean().item(), 6), 0.0) if found else math.nan
-        for name, found in values.items()
-    }
+    means = [torch.stack(found).double().nanmean() for found in values.values() if found]
+    means = iter(torch.stack(means).tolist() if means else ())  # one wait for all
+    scores = {name: max(round(next(means), 6), 0.0) if found else math.nan for name, found in values.items()}
     return filled(scores)
 
 
@@ -86,7 +87,7 @@ def owl(step: walk.Step, options: Mapping) -> dict[str, float]:
         name: criteria.MeanSquare(linear.in_features, linear.weight.device) for name, linear in step.linears.items()
     }
     for row in step:
-        criteria.add(squares, row.inputs, choices.by_matrix(row, row.codes >= 0))
+        criteria.add(squares, row.inputs, choices.by_matrix(row, choices.everything(row.codes) if row.padded else None))
     criteria.pool(squares)
     metrics = [criteria.wanda(linear.weight, squares[name].value()) for name, linear in step.linears.items()]
     entries = sum(metric.numel() for metric in metrics)
@@ -151,11 +152,13 @@ def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, se
         seed: of the direction, see :func:`direction`.
     """
     before = [weight.clone() for weight in weights]
-    parts = list(direction(weights, seed))
+    parts = (
+        list(direction(weights, seed)) if weights[0].device.type == "cpu" else None
+    )  # a GPU rather draws than holds them
     losses = []
     try:
         for sign in (1, -1):
-            for weight, original, part in zip(weights, before, parts):
+            for weight, original, part in zip(weights, before, parts or direction(weights, seed)):
                 weight.copy_(original.float() + sign * step * part)
             losses.append(text_loss(model, sample).item())
     finally:
@@ -165,10 +168,10 @@ def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, se
 
 
 def direction(weights: list[Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
-    """Draw a Gaussian direction, a float32 tensor per weight; the same for the same (block, sample) on every device."""
-    random = torch.Generator().manual_seed(1_000_003 * seed[0] + seed[1])
+    """Draw a Gaussian direction, a float32 tensor per weight, on its device; there the same for the same (block, sample)."""
+    random = torch.Generator(weights[0].device).manual_seed(1_000_003 * seed[0] + seed[1])
     for weight in weights:
-        yield torch.randn(weight.shape, generator=random).to(weight.device)
+        yield torch.randn(weight.shape, generator=random, device=weight.device)
 
 
 def text_loss(model: nn.Module, sample: dict) -> Tensor:

@@ -7,102 +7,25 @@ many linears of many samples in lock step and gives the same picks, bit for bit.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from tamp import diversity
 from tamp.choices import atv, balanced, everything, text
+from tamp.graphs import Graph, token_graph
 from tamp.methods import Option, Tokens
 from tamp.models import TEXT
 
-REACH = 1.0  # message passing: exp(-REACH * D)
-INHIBITION = 0.2  # after a pick: exp(-INHIBITION * D)
-ENTRIES = 2**26  # kernel entries (float32) of the sets that are picked together: 256 MiB
+ENTRIES = 2**26  # cosines (float32) of the sets that are picked together on a CPU: 256 MiB
 CHECK_EVERY = 16  # on a GPU, picks between two looks at whether every set is done: each look waits for the device
 
 
-@dataclass(frozen=True)
-class Graph:
-    """The tokens of L linears of one sample, ready for picking.
-
-    Attributes:
-        kernel: (L, T, T) float32, ``exp(-D)`` with ones on the diagonal.
-        gain: (L, T), attention after message passing.
-        neighbours: (L, T, k) int64, nearest tokens by cosine, the token itself excluded.
-        inhibition: (L, T, k), how much of a picked token's gain each neighbour loses.
-        bound: (L,), picking stops once MMD^2 falls below it.
-    """
-
-    kernel: Tensor
-    gain: Tensor
-    neighbours: Tensor
-    inhibition: Tensor
-    bound: Tensor
-
-
-def token_graph(
-    outputs: Sequence[Tensor],
-    attention: Tensor,
-    modality: Tensor,
-    *,
-    neighbours: int = 3,
-    threshold: float = 0.1,
-    within: diversity.Within = "positive",
-) -> Graph:
-    """Build the nearest-neighbour graphs of one sample's linears and pass the attention along them.
-
-    Args:
-        outputs: L tensors (T, d_l), without padding.
-        attention: (T,), attention of the last token.
-        modality: (T,), non-negative whole numbers.
-        neighbours: k of the graph; T - 1 if there are fewer tokens.
-        threshold: MMD^2 must fall below ``threshold * sqrt(1 - rho)``.
-        within: how ``rho``, the mean similarity, averages within a modality; see :func:`tamp.diversity.similarities`.
-    """
-    diversity.check(within)
-    if neighbours < 1 or not threshold >= 0:
-        raise ValueError(f"neighbours must be at least 1 and threshold at least 0, not {neighbours} and {threshold}")
-    tokens = len(attention)
-    k = min(neighbours, tokens - 1)
-    pairs = diversity.pairs_of(modality)
-    cosine = torch.empty(len(outputs), tokens, tokens, device=attention.device)
-    for row, output in zip(cosine, outputs):
-        units = diversity.unit(output)
-        torch.mm(units, units.T, out=row)
-    cosine.diagonal(dim1=1, dim2=2).fill_(-math.inf)  # a token is not its own neighbour
-    if within == "mean":
-        similarity = diversity.mean_similarities(outputs, diversity.membership(modality, pairs))
-    else:
-        similarity = diversity.positive_similarities(cosine, modality, pairs)
-    rho = similarity.nanmean(-1)  # (L,), NaN if no term is defined
-    # Undefined, or 1 up to rounding: all tokens are alike, and the first pick is enough.
-    bound = torch.where(rho < 1 - 1e-6, threshold * (1 - rho).clamp(min=0).sqrt(), math.inf)
-    nearest, index = largest(cosine, k)  # (L, T, k)
-    kernel = cosine.sub_(1).exp_()  # exp(-D)
-    kernel.diagonal(dim1=1, dim2=2).fill_(1)
-    attention = attention.float()
-    gain = attention + ((nearest - 1) * REACH).exp().mul(attention[index]).sum(2)
-    return Graph(kernel, gain, index, ((nearest - 1) * INHIBITION).exp(), bound)
-
-
-def largest(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the k largest entries of every row, (..., T) to values and columns (..., k), first columns first in a tie.
-
-    ``topk`` pays a fixed price per row that k passes of ``argmax`` do not: for short rows they take half the time.
-    """
-    if k == 0 or matrix.shape[-1] > 512:
-        return matrix.topk(k, dim=-1)
-    matrix = matrix.clone()
-    values, columns = [], []
-    for _ in range(k):
-        column = matrix.argmax(-1, keepdim=True)
-        values.append(matrix.gather(-1, column))
-        columns.append(column)
-        matrix.scatter_(-1, column, -math.inf)
-    return torch.cat(values, -1), torch.cat(columns, -1)
+def lock_step(device: torch.device) -> int:
+    """Return the bytes that samples picked together may take: 256 MiB on a CPU, on a GPU a sixteenth of what is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return max(4 * ENTRIES, free // 16)
 
 
 def pick(graphs: Sequence[Graph], at_least: int = 0) -> list[Tensor]:
@@ -115,6 +38,17 @@ def pick(graphs: Sequence[Graph], at_least: int = 0) -> list[Tensor]:
     Returns:
         One (L, T) bool per graph, True = picked, at least one per row.
     """
+    return [_mask(*picks, graph.gain.shape[1]) for graph, picks in zip(graphs, pick_in_order(graphs, at_least))]
+
+
+def _mask(order: Tensor, counts: Tensor, tokens: int) -> Tensor:
+    """Turn picks (L, P) and whether they count into a mask (L, tokens)."""
+    mask = order.new_zeros(len(order), tokens + 1, dtype=torch.bool)
+    return mask.scatter_(1, torch.where(counts, order, tokens), True)[:, :tokens]
+
+
+def pick_in_order(graphs: Sequence[Graph], at_least: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Do what :func:`pick` does; return per graph the picks in order, (L, P) int64, and which of them count, (L, P) bool."""
     lengths = [graph.gain.shape[1] for graph in graphs]
     longest = max(lengths)
     device = graphs[0].gain.device
@@ -125,56 +59,108 @@ def pick(graphs: Sequence[Graph], at_least: int = 0) -> list[Tensor]:
         """Pad (L, T) or (L, T, k) parts to the longest sample and put them below each other."""
         if len(parts) == 1:
             return parts[0]
-        out = parts[0].new_full((len(sets), longest, *([width] if parts[0].ndim == 3 else [])), fill)
+        out = parts[0].new_full((sum(linears), longest, *([width] if parts[0].ndim == 3 else [])), fill)
         for rows, part in zip(out.split(linears), parts):
             rows[tuple(slice(size) for size in part.shape)] = part
         return out
 
     linears = [len(graph.bound) for graph in graphs]
-    sets = torch.arange(sum(linears), device=device)
-    length = torch.tensor([size for size, count in zip(lengths, linears) for _ in range(count)], device=device)
-    # The kernels lie end to end without padding: set b's row i starts at origin[b] + i * length[b]. Reading a row of a short
-    # sample as a long one runs into what follows it, zeros at the very end; no picked token ever looks at that.
-    kernels = [graph.kernel.flatten() for graph in graphs]
-    kernel = kernels[0] if len(graphs) == 1 else torch.cat([*kernels, kernels[0].new_zeros(longest)])
+    length = torch.cat([torch.full((count,), size, device=device) for count, size in zip(linears, lengths)])  # (B,)
+    first = torch.arange(len(length), device=device) * longest  # of every set in what is flattened
     origin = (length**2).cumsum(0) - length**2
+    # The cosines lie end to end without padding: set b's row i starts at origin[b] + i * length[b]. Reading a row of a short
+    # sample as a long one runs into what follows it, zeros at the very end; no picked token ever looks at that.
+    matrices = [graph.cosine.flatten() for graph in graphs]
+    cosine = matrices[0] if len(graphs) == 1 else torch.cat([*matrices, matrices[0].new_zeros(longest)])
     columns = torch.arange(longest, device=device)
-    row_sums = stack([graph.kernel.sum(2) for graph in graphs])  # (B, T)
+    row_sums = stack([graph.row_sums for graph in graphs])  # (B, T)
     gain = stack([graph.gain for graph in graphs], -math.inf).clone()
-    neighbours = stack([graph.neighbours for graph in graphs])
-    inhibition = stack([graph.inhibition for graph in graphs])
+    neighbours = stack([graph.neighbours for graph in graphs]).flatten(0, 1)  # (B T, k)
+    inhibition = stack([graph.inhibition for graph in graphs]).flatten(0, 1)
     bound = torch.cat([graph.bound for graph in graphs])
-    whole = torch.cat([diversity.grand_sum(graph.kernel) for graph in graphs]) / length**2  # mean of K
+    size = length.double()
+    whole = torch.cat([graph.row_sums.sum(1, dtype=torch.float64) for graph in graphs]) / size**2  # mean of K
 
-    picked = torch.zeros_like(gain, dtype=torch.bool)
     to_picked = torch.zeros_like(gain)  # sum of K over the picked columns
     among = torch.zeros_like(whole)  # sum of K over picked x picked
     across = torch.zeros_like(whole)  # sum of K over all x picked
-    done = torch.zeros_like(length, dtype=torch.bool)
+    active = torch.ones_like(length, dtype=torch.bool)
+    order, counts = [], []
     for count in range(1, longest + 1):
-        best, index = gain.masked_fill(picked, -math.inf).max(1)  # (B,)
-        active = ~done
-        picked[sets, index] |= active
-        lost = inhibition[sets, index] * (best.clamp(min=0) * active)[:, None]  # (B, k)
-        gain.scatter_add_(1, neighbours[sets, index], -lost)
-        among += 2 * to_picked[sets, index] + 1
-        across += row_sums[sets, index]
-        to_picked += kernel.take((origin + index * length)[:, None] + columns)  # (B, T)
-        discrepancy = whole + among / count**2 - 2 * across / (length * count)  # MMD^2
-        done |= ((discrepancy < bound) & (count >= at_least)) | (count >= length)
-        if (device.type == "cpu" or count % CHECK_EVERY == 0 or count == longest) and bool(done.all()):
+        best, index = gain.max(1)  # (B,)
+        active = active & (best > -math.inf)  # something was left to pick
+        order.append(index)
+        counts.append(active)
+        place, column = first + index, index[:, None]
+        lost = inhibition[place] * best.clamp(min=0)[:, None]  # (B, k)
+        gain.scatter_add_(1, neighbours[place], -lost).scatter_(1, column, -math.inf)
+        kernel = cosine.take(torch.addcmul(origin, index, length)[:, None] + columns).sub_(1).exp_()  # (B, T)
+        among += 2 * to_picked.take(place) + 1
+        to_picked += kernel.scatter_(1, column, 1)
+        across += row_sums.take(place)
+        discrepancy = torch.addcdiv(whole, across, size, value=-2 / count).add_(among, alpha=count**-2)  # MMD^2
+        if count >= at_least:
+            active = active & (discrepancy >= bound)
+        if (device.type == "cpu" or count % CHECK_EVERY == 0) and (~active).all():
             break
-    return [part[:, :size] for part, size in zip(picked.split(linears), lengths)]
+    picks = torch.stack(order, 1).split(linears), torch.stack(counts, 1).split(linears)
+    return list(zip(*picks))
+
+
+def _select(sets: Sequence[tuple], at_least: int = 0, **settings) -> Iterator[tuple]:
+    """Pick in sets as :func:`amia_batch` does, as many at a time as may be held.
+
+    Yields:
+        Number of the sample, which of its linears, the positions of its tokens without padding (None without any), and the
+        picks among them with whether they count, see :func:`pick_in_order`.
+    """
+    for outputs, attention, modality in sets:
+        for output in outputs:
+            if output.ndim != 2 or not attention.shape == modality.shape == output.shape[:1]:
+                raise ValueError(
+                    f"outputs are (T, d), attention and modality (T,), not {tuple(output.shape)}, "
+                    f"{tuple(attention.shape)} and {tuple(modality.shape)}"
+                )
+    if not sets:
+        return
+    device = sets[0][2].device
+    entries = lock_step(device) // 4
+    together = torch.cat([modality for *_, modality in sets])
+    hosts = together.cpu().split([len(modality) for *_, modality in sets])  # one wait for what is known of all
+    hosts = [(host, host[host >= 0]) for host in hosts]
+    parts = [
+        (position, slice(start, start + step), min(step, count - start) * len(valid) ** 2)
+        for position, (_, valid) in enumerate(hosts)
+        if len(valid)
+        for step, count in [(max(1, entries // len(valid) ** 2), len(sets[position][0]))]
+        for start in range(0, count, step)
+    ]
+    while parts:
+        ends = itertools.accumulate(entries for *_, entries in parts)
+        now = parts[: max(1, sum(end <= entries for end in ends))]
+        parts = parts[len(now) :]
+        graphs, kept = [], []
+        for position, linears, _ in now:
+            (outputs, attention, modality), (host, valid) = sets[position], hosts[position]
+            outputs, places = outputs[linears], None
+            if len(valid) < len(host):
+                places = (modality < 0).byte().argsort(stable=True)[: len(valid)]  # without a look at the device
+                outputs, attention, modality = [o[places] for o in outputs], attention[places], modality[places]
+            graphs.append(token_graph(outputs, attention, modality, host=valid, **settings))
+            kept.append(places)
+        for (position, linears, _), places, (order, counts) in zip(now, kept, pick_in_order(graphs, at_least)):
+            yield position, linears, places, order, counts
 
 
 def amia_batch(
     sets: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], *, at_least: int = 0, **settings
 ) -> list[Tensor]:
-    """Select tokens for many linears of many samples in lock step, as many at a time as have ``ENTRIES`` kernel entries.
+    """Select tokens for many linears of many samples in lock step, as many at a time as :func:`lock_step` allows.
 
-    A linear whose kernel is larger, of more than 8,192 tokens, is alone. So at most about ``4 max(ENTRIES, T^2)`` bytes of
-    kernels are held, twice that where samples of different lengths are picked together. Everything else of size (T, T)
-    goes by rows: about 3 x 4 ``diversity.CHUNK`` bytes. So 16,000 tokens take 1.02 GB and 0.2 GB, below 2 x 4 T^2.
+    A linear with more cosines than that, on a CPU one of more than 8,192 tokens, is alone. So at most about
+    ``4 max(ENTRIES, T^2)`` bytes of cosines are held, twice that where samples of different lengths are picked together.
+    Everything else of size (T, T) goes by rows: about 3 x 4 ``diversity.CHUNK`` bytes. So 16,000 tokens take 1.02 GB and
+    0.2 GB, below 2 x 4 T^2.
 
     Args:
         sets: per sample (outputs, attention, modality): L tensors (T, d_l), (T,), (T,); samples may differ in T and L.
@@ -187,38 +173,29 @@ def amia_batch(
     Raises:
         ValueError: if the shapes do not fit.
     """
-    for outputs, attention, modality in sets:
-        for output in outputs:
-            if output.ndim != 2 or not attention.shape == modality.shape == output.shape[:1]:
-                raise ValueError(
-                    f"outputs are (T, d), attention and modality (T,), not {tuple(output.shape)}, "
-                    f"{tuple(attention.shape)} and {tuple(modality.shape)}"
-                )
     chosen = [
         torch.zeros(len(outputs), len(modality), dtype=torch.bool, device=modality.device)
         for outputs, _, modality in sets
     ]
-    valid = [modality >= 0 for _, _, modality in sets]
-    parts = [
-        (position, slice(start, start + step), step * int(mask.sum()) ** 2)
-        for position, mask in enumerate(valid)
-        if mask.any()
-        for step in [max(1, ENTRIES // int(mask.sum()) ** 2)]
-        for start in range(0, len(sets[position][0]), step)
-    ]
-    while parts:
-        ends = itertools.accumulate(entries for *_, entries in parts)
-        now = parts[: max(1, sum(end <= ENTRIES for end in ends))]
-        parts = parts[len(now) :]
-        graphs = []
-        for position, linears, _ in now:
-            outputs, attention, modality = sets[position]
-            outputs, mask = outputs[linears], valid[position]
-            if not mask.all():
-                outputs, attention, modality = [o[mask] for o in outputs], attention[mask], modality[mask]
-            graphs.append(token_graph(outputs, attention, modality, **settings))
-        for (position, linears, _), picks in zip(now, pick(graphs, at_least)):
-            chosen[position][linears, valid[position]] = picks
+    for position, linears, places, order, counts in _select(sets, at_least, **settings):
+        if places is not None:
+            order = places[order]
+        chosen[position][linears] = _mask(order, counts, chosen[position].shape[1])
+    return chosen
+
+
+def amia_places(sets: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], **settings) -> list[list[Tensor]]:
+    """Do what :func:`amia_batch` does; return per sample and linear the positions of the picks, (P,) int64 each.
+
+    A GPU gathers by positions without a wait, where a mask would have to be counted first.
+    """
+    picked = [(*found, found[-1].sum(1)) for found in _select(sets, **settings)]
+    numbers = iter(torch.cat([found[-1] for found in picked]).tolist() if picked else ())
+    chosen = [[modality.new_zeros(0, dtype=torch.long)] * len(outputs) for outputs, _, modality in sets]
+    for position, linears, places, order, *_ in picked:
+        for linear, picks in zip(range(len(chosen[position]))[linears], order):
+            picks = picks[: next(numbers)]
+            chosen[position][linear] = picks if places is None else places[picks]
     return chosen
 
 
@@ -261,7 +238,8 @@ def _each(select: Callable) -> Callable:
 def _amia(rows: Sequence, options: Mapping) -> list[Tensor | dict[str, Tensor]]:
     """Choose for every matrix of every row: (matrices, T) bool where all saw the sequence as it is, else a mask for each.
 
-    Where the attention cannot be read, all tokens count, and so does what is not of the sequence.
+    On a GPU it is the positions of the picks for each instead of a mask. Where the attention cannot be read, all tokens
+    count, and so does what is not of the sequence.
     """
     chosen: list[Tensor | dict[str, Tensor]] = [{} for _ in rows]
     whole, routed = [], []  # (row, matrices, positions): sets of about the same length are picked together
@@ -277,14 +255,14 @@ def _amia(rows: Sequence, options: Mapping) -> list[Tensor | dict[str, Tensor]]:
             row = rows[number]
             attention = row.attention if places is None else row.attention[places]
             asked.append(([row.outputs[name] for name in names], attention, row.codes_at(places)))
-        picks = amia_batch(
+        picks = (amia_batch if rows[0].codes.device.type == "cpu" else amia_places)(
             asked,
             neighbours=options["amia_neighbours"],
             threshold=options["amia_threshold"],
             within=options["amia_similarity"],
         )
         for (number, names, places), picked in zip(sets, picks):
-            if places is None and len(names) == len(rows[number].inputs):
+            if places is None and len(names) == len(rows[number].inputs) and isinstance(picked, Tensor):
                 chosen[number] = picked
             else:
                 chosen[number] |= dict(zip(names, picked))
@@ -292,7 +270,11 @@ def _amia(rows: Sequence, options: Mapping) -> list[Tensor | dict[str, Tensor]]:
 
 
 TOKENS = {
-    "all": Tokens(choose=_each(lambda row, options: everything(row.codes)), looks_at="modality", summary="every token"),
+    "all": Tokens(
+        choose=_each(lambda row, options: everything(row.codes) if row.padded else None),
+        looks_at="modality",
+        summary="every token",
+    ),
     "text": Tokens(
         choose=_each(lambda row, options: text(row.codes, TEXT)), looks_at="modality", summary="text tokens"
     ),

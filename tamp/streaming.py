@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tamp
-from tamp import compact, estimate, files, models, onloading, pruning
+from tamp import compact, estimate, files, models, onloading, pruning, ranks
 from tamp.errors import UserError
 from tamp.plans import Plan
 from tamp.recipe import Recipe
@@ -90,8 +90,14 @@ def prune(
             return pruning.prune(model, samples, recipe, progress, plan, allow_partial, **where)
     samples = None if samples is None else list(samples)
     compact.checkpoint.check_savable(model, processor)
+    if ranks.rank():  # the first process keeps and saves what all of them make
+        keeper = Keeper(model, partial(out), resume, overwrite)
+        keeper.follow(*ranks.told(None)[0])
+        with told(model, samples, recipe):
+            return pruning.prune(model, samples, recipe, progress, plan, allow_partial, **where, keeper=keeper)
     with kept(model, out, resume, overwrite) as keeper:
         keeper.open(fingerprint(model, samples, recipe, plan, device))
+        ranks.told((keeper.run, keeper.plan))
         with told(model, samples, recipe, keeper):
             report = pruning.prune(model, samples, recipe, progress, plan, allow_partial, **where, keeper=keeper)
             try:
@@ -109,6 +115,7 @@ class Keeper:
     Attributes:
         folder: ``OUT.partial``.
         plan: of the run that is continued; None if it came to none.
+        follows: whether another process writes.
         kept: number of blocks that are finished.
     """
 
@@ -117,6 +124,7 @@ class Keeper:
         self.folder, self.resume, self.overwrite = folder, resume, overwrite
         self.plan: Plan | None = None
         self.run, self.said, self.kept = "", {}, 0
+        self.follows = False
 
     def file(self, position: int) -> Path:
         """Return the file of a block."""
@@ -171,6 +179,10 @@ class Keeper:
         self.said, self.run = said, hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         self._write(None if self.plan is None else dataclasses.asdict(self.plan))
 
+    def follow(self, run: str, plan: Plan | None) -> None:
+        """Read the blocks of a run that another process keeps, and write none."""
+        self.run, self.plan, self.follows = run, plan, True
+
     def begin(self, plan: Plan) -> list[dict[str, Any]]:
         """Note the plan, give the model the blocks that are finished, and return what was noted of each.
 
@@ -201,6 +213,8 @@ class Keeper:
         Raises:
             UserError: if it cannot be written.
         """
+        if self.follows:
+            return
         path = self.file(position)
         tensors = {name: each.detach().to("cpu").contiguous() for name, each in block.named_parameters()}
         try:
@@ -217,12 +231,20 @@ class Keeper:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, plan: dict[str, Any] | None) -> None:
+        if self.follows:
+            return
         text = json.dumps({"fingerprint": self.said, "plan": plan}, indent=1)
         try:
             with files.whole(self.folder / PROGRESS) as made:
                 made.write_text(text)
         except OSError as error:
             raise UserError(f"Could not write {self.folder / PROGRESS}: {error}.") from error
+
+
+def partial(out: str | Path) -> Path:
+    """Return the folder of the finished blocks of a run to ``out``."""
+    out = Path(out).expanduser().resolve()
+    return out.with_name(f"{out.name}.partial")
 
 
 @contextlib.contextmanager
@@ -233,7 +255,7 @@ def kept(model: nn.Module, out: str | Path, resume: bool, overwrite: bool) -> It
         UserError: if ``out`` exists or cannot be written, or another process prunes to it.
     """
     out = files.check_free(out, overwrite)
-    folder = out.with_name(f"{out.name}.partial")
+    folder = partial(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

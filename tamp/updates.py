@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tamp.choices import by_matrix, everything
 from tamp.criteria import Covariance, Hessian
+from tamp.errors import whole
 from tamp.methods import Option, Update
 from tamp.models import TEXT
 
@@ -110,11 +111,13 @@ def admm(
         hessian: (in, in), as for :func:`least_squares`.
         damping: as for :func:`least_squares`.
         penalty: how hard the weights are pulled to those that the mask keeps, as a share of an input's own square.
-        steps: how many.
+        steps: how many, at least one.
 
     Returns:
         The mask, (out, in) bool, True = dropped, and the weights, (out, in), zero where it is.
     """
+    if (whole(steps) or 0) < 1:
+        raise ValueError(f"ADMM takes a whole number of steps, at least one, not {steps!r}")
     matrix, scale = _scaled(hessian, damping)
     dense = weight.float() * scale
     target = dense @ matrix
@@ -142,12 +145,12 @@ def _scaled(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return matrix, scale
 
 
-def tokens(row, options: Mapping) -> Mapping[str, Tensor]:
-    """Say which tokens of a row (:class:`tamp.walk.Row`) the update looks at, ``{name: (t,) bool}``.
+def tokens(row, options: Mapping) -> Mapping[str, Tensor | None]:
+    """Say which tokens of a row (:class:`tamp.walk.Row`) the update looks at, ``{name: (t,) bool}`` or None for all.
 
     A quarter of the tokens that are no text says nearly as much about how inputs resemble each other as all of them.
     """
-    chosen = everything(row.codes)
+    chosen = everything(row.codes) if row.padded else None
     if options["update_tokens"] != "all":
         words = row.codes == TEXT
         chosen = words

@@ -23,8 +23,8 @@ def verify(folder: str | Path) -> dict:
             manifest says.
     """
     folder = files.recovered(folder)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} has no {MANIFEST}: it was not saved by tamp.save, or not completely.")
+    if not os.path.isfile(folder / MANIFEST):  # which takes a name that is too long
+        raise UserError(f"{folder!s:.200} has no {MANIFEST}: it was not saved by tamp.save, or not completely.")
     manifest = read_manifest(folder)
     saved = manifest["files"]
     if not any(name.endswith((".safetensors", ".safetensors.compact")) for name in saved):

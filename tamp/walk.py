@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tamp import models, passes
+from tamp import models, passes, ranks
 from tamp.attention import attention_row, last_valid
 from tamp.captured import Captured, capture, copies, hidden_of
 from tamp.errors import UserError
@@ -176,7 +176,8 @@ class Step:
             wrong += sample.tokens(after - dense)[valid].float().square().sum(dtype=torch.float64)
             added += sample.tokens(dense - entering)[valid].float().square().sum(dtype=torch.float64)
             sample.hidden = hidden_of(sample.last)
-        return (wrong / added).sqrt().item() if added else 0.0
+        wrong, added = ranks.summed(torch.tensor([wrong, added], dtype=torch.float64, device=valid.device)).tolist()
+        return (wrong / added) ** 0.5 if added else 0.0
 
     @torch.no_grad()
     def skip(self) -> None:

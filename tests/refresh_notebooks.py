@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 IGNORED = "nbval-ignore-output"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-KEPT = ("cellView", "tags")  # of a cell's metadata
+KEPT = ("cellView", "tags", "mystnb")  # of a cell's metadata; the last one holds what stands in a figure's place
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},

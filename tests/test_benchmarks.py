@@ -19,13 +19,16 @@ import quality
 import real_lm
 import recovery
 import repeatability
+import retention
 import rounding
 import search
 import selection_speed
 import sizes
 import tiny
 import torch
+import update_cost
 import update_search
+import votes
 
 import tamp
 from tamp import Recipe, criteria, updates
@@ -201,7 +204,7 @@ def test_the_rounding_script_exchanges_the_types_of_both_sums_and_puts_them_back
 
 @pytest.mark.parametrize(("source", "visual"), [("prose", 0), ("half", 2), ("mini-vqa", 4)])
 def test_calibration_sets_from_another_world(source, visual, processor, monkeypatch):
-    monkeypatch.setattr(other_calibration, "MODEL", "mini-llava-next")
+    monkeypatch.setattr(other_calibration, "SMOL", "mini-llava-next")
     drawn = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)
     assert len(drawn) == 4 and sum("pixel_values" in each for each in drawn) == visual
     again = other_calibration.samples(tamp.calibration_set, source, processor, 4, 3)
@@ -232,6 +235,20 @@ def test_the_real_language_model_script_runs_on_a_stand_in_and_goes_on(tmp_path,
     assert all(cell["documentation"] > 1 and cell["licence"] > 1 for cell in first["cells"])
     monkeypatch.setattr(real_lm.tamp, "prune", lambda *a, **k: pytest.fail("a finished cell was run again"))
     assert real_lm.main(arguments, load) == first
+
+
+def test_votes_are_measured(tmp_path):
+    """Words have their share of what is normalised, and a choice of text alone is all words."""
+    found = votes.main(["--models", "mini-llava-next", "--n-samples", "2", "--out", str(tmp_path)])["models"]
+    (found,) = found.values()
+    assert found["vote"]["q_proj"] == pytest.approx(found["words"], rel=0.1)
+    assert (
+        found["vote"]["down_proj"] > 1.5 * found["words"]
+        and 0 < found["first"]["down_proj"] < found["vote"]["down_proj"]
+    )
+    assert found["picked"]["text"] == found["words"] and found["words_picked"]["text"] == 1
+    assert found["words"] < found["words_picked"]["amia"] < 1 and len(found["by_block"]) == 8
+    assert results.recorded("votes")["models"]["mini-llava-next"].keys() == found.keys()
 
 
 def test_outliers_are_measured_and_drawn(tmp_path):
@@ -290,3 +307,23 @@ def test_recovery_trains_answers_alone_keeps_zeros_and_goes_on_where_it_stopped(
     assert "| 70.00% |" in recovery.table(result)
     monkeypatch.delattr(recovery, "run")
     assert recovery.main([*small, "--seeds", "0"]) == result
+
+
+def test_an_update_takes_as_many_launches_whatever_the_width_and_sparsegpt_some_per_column():
+    recorded = results.recorded("update_cost")["methods"]
+    for method in ("least_squares", "admm"):
+        counts = [update_cost.run(method, 8, width)[0] for width in (64, 160)]  # ties are settled in a few more
+        assert counts == pytest.approx([recorded[method]["launches"]] * 2, abs=20)
+        assert update_cost.products(method, 16, 64) == pytest.approx(recorded[method]["products"])
+    few, many = (update_cost.run("sparsegpt", 8, width)[0] for width in (128, 256))
+    assert (many - few) / 128 == pytest.approx(recorded["sparsegpt"]["launches_per_column"], abs=0.5)
+
+
+def test_retentions_are_recorded_as_tamp_table_makes_them(tmp_path):
+    few = ["--methods", "magnitude", "--limit", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    made = retention.main(few)
+    assert {(row["method"], row["benchmark"]) for row in made["rows"]} == {
+        (method, name) for method in ("dense", "magnitude") for name in (*retention.BENCHMARKS, "mean")
+    }
+    assert json.loads((tmp_path / "retention.json").read_text())["rows"] == made["rows"]
+    assert retention.table(made).startswith("| method | textvqa | blink | pope | mean |")

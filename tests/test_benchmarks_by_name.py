@@ -1,19 +1,24 @@
 """Published benchmarks by name, on a few records in their published schema: rules, records, media, answers, scores."""
 
 import dataclasses
+import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pandas as pd
+import pyarrow
 import pytest
 import tiny_videollama2
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
+from pyarrow import parquet
 
 import tamp
 from tamp import cli, models, records
@@ -93,6 +98,14 @@ def test_a_rule_reads_letters_as_published_and_never_guesses(rule, said, letter)
     assert getattr(rules, rule)(said, FOUR) == letter
 
 
+@pytest.mark.parametrize("said", ["", " \n", "AB", "yes and no", "?!"])
+def test_nothing_is_read_where_no_option_is_said(said):
+    scores = (rules.vqa_accuracy, rules.same_words)  # which score open questions
+    every = {protocol.rule for row in TABLE.values() for protocol in row.protocols.values()} - set(scores)
+    assert len(every) == 10 and {rule(said, FOUR) for rule in every} == {None}
+    assert rules.vqa_accuracy(said, ["red"] * 10) == rules.same_words(said, ["red"]) == 0
+
+
 @pytest.mark.parametrize(
     ("said", "letter"),
     [
@@ -121,6 +134,15 @@ def test_a_class_may_be_named_by_its_letter_where_the_prompt_shows_it(said, lett
 @pytest.mark.parametrize(("said", "letter"), [("yes", "A"), (" No ", "B"), ("yes.", None), ("maybe", None), ("", None)])
 def test_yes_or_no_is_the_whole_answer(said, letter):
     assert rules.yes_or_no(said, ("Yes", "No")) == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [("A dog.", "C"), ("a man", "B"), ("dog", None), ("B", None), ("a dog or a cat", None), ("", None)],
+)
+def test_a_plain_question_is_answered_with_the_words_of_an_option(said, letter):
+    assert rules.named_option(said, FOUR) == letter
+    assert rules.named_option("a dog", ("A dog", "a dog.")) is None  # which of the two is not said
 
 
 def test_one_word_counts_without_capitals_and_punctuation():
@@ -171,16 +193,16 @@ def first(name: str, configuration: str | None = None) -> benchmarks.Asked:
 
 def test_the_repositories_are_the_published_ones():
     assert {name: (row.hub, row.split) for name, row in TABLE.items()} == {
-        "textvqa": ("lmms-lab/textvqa", "validation"),
+        "textvqa": ("lmms-lab-encoder/textvqa", "validation"),
         "mvbench": ("OpenGVLab/MVBench", "train"),
-        "videomme": ("lmms-lab/Video-MME", "test"),
-        "nextqa": ("lmms-lab/NExTQA", "test"),
-        "egoschema": ("lmms-lab/egoschema", "test"),
+        "videomme": ("lmms-eval/Video-MME", "test"),
+        "nextqa": ("lmms-eval/NExTQA", "test"),
+        "egoschema": ("lmms-eval/egoschema", "test"),
         "muirbench": ("MUIRBENCH/MUIRBENCH", "test"),
         "blink": ("BLINK-Benchmark/BLINK", "val"),
-        "clothoaqa": ("lmms-lab/ClothoAQA", "clotho_aqa_test_filtered"),
-        "vocalsound": ("lmms-lab/vocalsound", "test"),
-        "pope": ("lmms-lab/POPE", "test"),
+        "clothoaqa": ("lmms-lab-audio/ClothoAQA", "clotho_aqa_test_filtered"),
+        "vocalsound": ("lmms-lab-audio/vocalsound", "test"),
+        "pope": ("lmms-lab-encoder/POPE", "test"),
     }
     assert len(TABLE["mvbench"].configurations) == 20 and len(TABLE["blink"].configurations) == 14
     limits = dict.fromkeys(("mvbench", "videomme", "egoschema", "muirbench"), 16)
@@ -213,6 +235,18 @@ def test_the_prompts_are_the_published_ones():
     assert prompt("pope") == "What is it?\nAnswer the question using a single word or phrase."
     assert prompt("clothoaqa", "videollama2") == "Question: What is it?\nAnswer the question using a single word."
     assert prompt("blink").startswith("Note: You only need to respond with A, B without")
+    blink = benchmarks.Asked(question="What is it? (A) a dog (B) a cat", alone="What is it?")
+    assert TABLE["blink"].protocols["plain"].prompt(blink) == prompt("egoschema", "plain") == "What is it?"
+    assert not {name for name, row in TABLE.items() if "plain" not in row.protocols} ^ {"muirbench", "vocalsound"}
+
+
+def test_the_fixtures_are_small():
+    records = {
+        name: sum(1 for c in row.configurations or (None,) for _ in Source(name, row, FIXTURES / name).records(c))
+        for name, row in TABLE.items()
+    }
+    assert all(20 <= number <= 50 for number in records.values()), records
+    assert sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file()) < 3_000_000
 
 
 def test_what_a_record_asks_is_read_from_its_published_columns():
@@ -245,6 +279,33 @@ def test_a_limit_reads_no_more_than_it_needs(tmp_path):
         list(source.records(None, 11))
 
 
+def test_a_limit_reads_one_group_of_rows_of_a_file(tmp_path, monkeypatch):
+    rows = [{"id": str(number), "image": {"bytes": os.urandom(50_000), "path": "x"}} for number in range(40)]
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "test-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=5)
+    read = []
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            part = super().read(size)
+            read.append(len(part))
+            return part
+
+    source = Source("pope", TABLE["pope"], tmp_path)
+    monkeypatch.setattr(source, "system", SimpleNamespace(open=lambda path, mode: Counted(path)))
+    assert [record["id"] for record in source.records(None, 5)] == list("01234")
+    assert 5 * 50_000 < sum(read) < 10 * 50_000
+
+
+def test_a_copy_says_how_many_records_it_holds(tmp_path):
+    counts = {
+        name: [Source(name, TABLE[name], FIXTURES / name).count(c) for c in configurations]
+        for name, configurations in (("textvqa", [None]), ("blink", ["Jigsaw"]), ("mvbench", ["moving_count"]))
+    }
+    assert counts == {"textvqa": [20], "blink": [2], "mvbench": [None]}
+
+
 def test_a_limit_is_divided_among_the_configurations():
     shares = running.parts(TABLE["blink"], 30)
     assert [n for _, n in shares] == [3, 3] + [2] * 12
@@ -274,20 +335,25 @@ def test_a_copy_of_another_layout_and_the_hub_out_of_reach_are_told(tmp_path):
         Source("pope", TABLE["pope"], tmp_path).tables(None)
     with pytest.raises(UserError, match="There is no folder"):
         Source("pope", TABLE["pope"], tmp_path / "gone")
-    with pytest.raises(UserError, match="hf download lmms-lab/POPE"):
+    with pytest.raises(UserError, match="hf download lmms-lab-encoder/POPE"):
         Source("pope", TABLE["pope"])
 
 
 def test_the_hub_is_read_like_a_copy(tmp_path, monkeypatch):
     """A folder stands in for the hub's file system: paths start with the repository, nothing is a local file."""
     hub = tmp_path / "hub" / "datasets"
-    shutil.copytree(FIXTURES / "nextqa", hub / "lmms-lab" / "NExTQA")
+    shutil.copytree(FIXTURES / "nextqa", hub / "lmms-eval" / "NExTQA")
     shutil.copytree(FIXTURES / "mvbench", hub / "OpenGVLab" / "MVBench@video")
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: DirFileSystem(tmp_path / "hub", LocalFileSystem()))
     source = Source("nextqa", TABLE["nextqa"])
     assert [record["video"] for record in source.records("MC", 3)] == [1000, 1000, 1001]
     found = source.video("1003")
     assert found.is_relative_to(tmp_path / "cache") and found.stat().st_size > 1000
+    videos = tmp_path / "home" / "nextqa"  # as lmms-eval unpacks them
+    zipfile.ZipFile(FIXTURES / "nextqa" / "videos.zip").extractall(videos)
+    source = Source("nextqa", TABLE["nextqa"], videos)
+    assert [record["video"] for record in source.records("MC", 3)] == [1000, 1000, 1001]
+    assert source.video("1003") == videos / "NExTVideo" / "1003.mp4"
     source = Source("mvbench", TABLE["mvbench"])
     name = TABLE["mvbench"].read(next(source.records("moving_count", 1)), "moving_count").videos[0]
     found = source.video(name)
@@ -377,6 +443,7 @@ def test_a_stopped_run_goes_on_and_another_run_is_refused(own_words, shipped, tm
     again = ask(shipped, "pope", 6, **options)
     assert answered == [3, 4, 5]
     pd.testing.assert_frame_equal(again, whole)
+    pd.testing.assert_frame_equal(pd.read_parquet(path.with_suffix(".parquet")), whole, check_dtype=False)
     assert ask(shipped, "pope", 2, **options)["number"].tolist() == [0, 1] and len(answered) == 3
     with pytest.raises(UserError, match="likelihood=False, not True"):
         ask(shipped, "pope", 6, **{**options, "likelihood": True})
@@ -399,6 +466,22 @@ def test_missing_videos_are_counted_and_named(listener, monkeypatch, caplog):
     found = ask(listener, "mvbench", 2, likelihood=False)
     assert len(found) == 1 and found.attrs["missing"] == ["clevrer/video_validation/gone.mp4"]
     assert "1 of 2 questions are left out" in caplog.text
+
+
+def test_missing_pictures_are_counted_and_files_beside_the_records_are_found(shipped, tmp_path):
+    rows = list(Source("pope", TABLE["pope"], FIXTURES / "pope").records(None, 3))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "here.jpg").write_bytes(rows[1]["image"]["bytes"])
+    for row, name in zip(rows, ("gone.jpg", "here.jpg")):
+        row["image"] = {"bytes": None, "path": name}
+    made = [{name: value for name, value in row.items() if name != "_number"} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(made), tmp_path / "data" / "test-00000-of-00001.parquet")
+    options = {"data": tmp_path, "protocol": "plain", "likelihood": False, "progress": False}
+    found = benchmarks.answers(*shipped, "pope", **options)
+    assert found["number"].tolist() == [1, 2] and found.attrs["missing"] == ["gone.jpg"]
+    (tmp_path / "here.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match="POPE, record 1: .*here.jpg"):
+        benchmarks.answers(*shipped, "pope", **options)
 
 
 def test_frames_stand_for_a_video_where_a_model_takes_pictures(shipped):
@@ -463,6 +546,8 @@ def test_the_command_line_evaluates_several(tmp_path, capsys):
     assert json.loads((kept / "pope.jsonl").read_text().splitlines()[0])["benchmark"] == "pope"
     assert cli.main(["evaluate", "mini-llava-next", "--benchmark", "popee"]) == 2
     assert "Did you mean 'pope'?" in capsys.readouterr().err
+    assert cli.main(["evaluate", "mini-llava-next", "--benchmark", "pope", "blink", "--protocol", "videollama"]) == 2
+    assert "There is no protocol 'videollama'" in capsys.readouterr().err
     assert cli.main(["evaluate", "mini-llava-next", "--data", "x"]) == 2
     assert "--data is for published benchmarks" in capsys.readouterr().err
     assert cli.main(["evaluate", "mini-llava-next", "--benchmark", "pope", "pope"]) == 2

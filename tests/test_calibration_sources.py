@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tamp
 from tamp import calibration_sources, cli, conversations, records
@@ -56,7 +57,7 @@ def hub(monkeypatch):
 
 
 def drawn(source, n, seed=0, **chosen):
-    every = calibration_sources.drawn(source, n, seed, **chosen)
+    every = calibration_sources.drawn(source, seed, **chosen)
     return [record["id"] for (record, _), _ in zip(every, range(n))]
 
 
@@ -94,7 +95,7 @@ def test_the_draw_is_the_documented_one(hub, monkeypatch):
 def test_bytes_bound_the_buffer(hub, monkeypatch):
     monkeypatch.setattr(calibration_sources, "BUFFER_BYTES", 1000)
     hub["some/data"] = stream = Stream([talk(n, image={"bytes": b"x" * 100, "path": None}) for n in range(300)])
-    next(calibration_sources.drawn("some/data", 1, 0))
+    next(calibration_sources.drawn("some/data", 0))
     assert stream.read == 11
 
 
@@ -180,10 +181,38 @@ def test_a_mix_has_its_shares_in_a_seeded_order(hub, processor):
 def test_kinds_are_balanced(hub):
     made = [talk(n, **({} if n % 5 else {"image": {"bytes": b"x", "path": None}})) for n in range(100)]
     hub["some/data"] = Stream(made)
-    some = list(calibration_sources.drawn("some/data", 9, 0, balance=("image", "text")))
+    parts = calibration_sources.Shares(("image", "text"), 9)
+    some = list(calibration_sources.drawn("some/data", 0, parts=parts))
     assert collections.Counter(calibration_sources.kind(record) for record, _ in some) == {"image": 5, "text": 4}
-    with pytest.raises(UserError, match="30 of image missing"):
-        list(calibration_sources.drawn("some/data", 100, 0, balance=("image", "text")))
+    parts.check("some/data")
+    parts = calibration_sources.Shares(("image", "text"), 100)
+    list(calibration_sources.drawn("some/data", 0, parts=parts))
+    with pytest.raises(UserError, match="20 of 50 of the kind image, 50 of 50 of the kind text"):
+        parts.check("some/data")
+
+
+def test_parts_stay_equal_when_records_are_skipped_or_of_another_length(hub, processor):
+    """Of 40 records a fourth has pictures; half of the texts cannot be used, and some are short."""
+    grey = Image.new("RGB", (32, 32), "grey")
+    made = [{"image": grey, "question": f"What is {n}?", "answer": "a"} for n in range(10)]
+    made += [{"text": ("word " * (40 if n % 3 else 2)) if n % 2 else 5j} for n in range(30)]
+    limits = {"min_tokens": 20, "balance": ("text", "image"), "on_error": "skip"}
+    drawn = tamp.calibration_set(made, processor, 12, **limits)
+    pictures = sum("pixel_values" in sample for sample in drawn)
+    assert (len(drawn), pictures) == (12, 6) and drawn.skipped
+    assert len(tamp.calibration_set(made, processor, 20, **limits)) == 20  # of each all that there are
+    with pytest.raises(UserError, match="list of 40 records .*: 10 of 12 of the kind text, 10 of 12 of"):
+        tamp.calibration_set(made, processor, 24, **limits)
+
+
+def test_kinds_to_balance_are_checked_before_a_record_is_read(hub):
+    hub["some/data"] = iter(int, 1)  # without end
+    for balance, said in ((["picture"], "no kind of records 'picture'"), (["text", "text"], "name it once")):
+        with pytest.raises(UserError, match=said):
+            tamp.calibration_set("some/data", None, 4, balance=balance)
+    assert calibration_sources.Shares(["audio+video"], 2).parts == {"video+audio": 2}
+    assert calibration_sources.Shares("text", 2).parts == {"text": 2}
+    assert calibration_sources.kind({"video_id": "x", "audio": "features.npy"}) == "video"
 
 
 AV = [

@@ -62,12 +62,12 @@ def test_demo_writes_a_page_with_figures(tmp_path, capsys):
     assert [verb for _, verb in stages] == [
         "loading",
         "preparing",
-        *["evaluating", *["pruning", "evaluating"] * 3],
+        *["evaluating", *["pruning", "evaluating"] * 4],
         "writing",
     ]
     assert [int(seconds) for seconds, _ in stages] == sorted(int(seconds) for seconds, _ in stages)
     text = page.read_text()
-    assert text.count("<img") == 5 and "Accuracy per task" in text
+    assert text.count("<img") == 6 and "Accuracy per task" in text
     kept = results.retention(results.recorded("mini_quality")).loc["sparsegpt", 0.7]
     assert "<td>sparsegpt</td>" in text and f"<td>{kept:.1f}</td>" in text  # beside what is recorded of every method
     assert "tamp keeps more than wanda" in said and "wanda keeps more than magnitude" in text
@@ -78,11 +78,12 @@ def test_a_demo_says_which_claims_are_confirmed_on_its_questions():
         answered = {name: pd.DataFrame({"correct": [number < n for number in range(100)]}) for name, n in right.items()}
         return demo.claims(answered).set_index("claim")
 
-    table = verdicts(magnitude=60, wanda=30, tamp=31)
+    table = verdicts(magnitude=60, wanda=30, tamp=31, repair=80)
+    assert table.loc["repair keeps more than tamp", "verdict"] == "confirmed"
     assert table.loc["wanda keeps more than magnitude", "verdict"] == "contradicted"
     assert table.loc["wanda keeps more than magnitude", "points"] == -30
     assert table.loc["tamp keeps more than wanda", "verdict"] == "inconclusive"
-    table = verdicts(magnitude=60, wanda=30, tamp=50)
+    table = verdicts(magnitude=60, wanda=30, tamp=50, repair=50)
     assert table.loc["tamp keeps more than wanda", "verdict"] == "confirmed"
 
 

@@ -14,12 +14,15 @@ CORE = (
     "schema",
     "methods",
     "masks",
+    "ranks",
+    "accumulators",
     "criteria",
     "diversity",
     "matrices",
     "passes",
     "models",
     "onloading",
+    "graphs",
     "choices",
     "selection",
     "updates",
@@ -61,6 +64,7 @@ WINGS = (
     "packs",
     "evaluation",
     "cli",
+    "__main__",
 )
 """Everything else, low to high too; a folder's modules may import each other, but not in a circle."""
 
@@ -112,7 +116,9 @@ def test_imports_only_go_down(module):
         assert same or place(other) < place(module), f"{module} imports {other}, which stands above it"
 
 
-@pytest.mark.parametrize("module", ["masks", "criteria", "diversity", "selection", "allocation"])
+@pytest.mark.parametrize(
+    "module", ["masks", "accumulators", "criteria", "diversity", "graphs", "selection", "allocation"]
+)
 def test_the_maths_needs_torch_alone(module):
     tree = ast.parse(MODULES[f"tamp.{module}"].read_text())
     named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
@@ -134,7 +140,7 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_the_core_stays_small():
     lines = sum(len(MODULES[f"tamp.{name}"].read_text().splitlines()) for name in CORE)
-    assert lines <= 5200  # a third of it is what models do differently: matrices, watching, captured
+    assert lines <= 5500  # a third of it is what models do differently: matrices, watching, captured
 
 
 HEAVY = ("matplotlib", "pandas", "seaborn", "torchvision", "tamp.worlds", "tamp.videollama2", "tamp.evaluation")

@@ -2,10 +2,10 @@
 
 import json
 import os
-import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,7 +17,7 @@ import tiny_videollama2
 from lmms_eval import evaluator
 
 import tamp
-from tamp import conversations, records
+from tamp import cli, conversations, records
 from tamp.errors import UserError
 from tamp.evaluation import lmms_bridge, lmms_run, lmms_table
 from tamp.worlds import pictures
@@ -153,21 +153,36 @@ def test_points_are_read_from_what_a_task_writes(scored, counts):
     assert lmms_run.points(scored, ["a", "b"]) == counts
 
 
-def test_two_models_are_compared_in_processes_of_their_own(textvqa, mini, tmp_path):
+def test_two_models_are_compared_in_processes_of_their_own(textvqa, mini, tmp_path, capsys):
+    """Two tasks by the command line, and a run that fails."""
+    rows = [
+        {
+            "question_id": str(number),
+            "question": each.text,
+            "image": each.images[0],
+            "answer": each.answer,
+            "category": ("random", "popular", "adversarial")[number % 3],
+        }
+        for number, each in enumerate(pictures.questions(4, seed=0, tasks=("exist",)))
+    ]
+    pope, out = tmp_path / "pope.parquet", tmp_path / "made.json"
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(pope)
     model, processor = mini
     tamp.prune(model, None, tamp.Recipe.preset("magnitude", sparsity=0.7), progress=False)
     tamp.save(model, processor, tmp_path / "pruned")
-    made = lmms_table.benchmark(
-        ["mini-llava-next", str(tmp_path / "pruned")],
-        ["textvqa_val"],
-        3,
-        data={"textvqa_val": {"validation": textvqa}},
-        device="cpu",
-        python=sys.executable,
-    )
-    table = lmms_table.compare(made)
-    assert table["n"].tolist() == [3, 3] and table["same"][0] == 100
+    line = ["benchmark", "mini-llava-next", str(tmp_path / "pruned"), "--tasks", "textvqa_val", "pope", "--limit", "3"]
+    line += ["--data", f"textvqa_val:validation={textvqa}", f"pope:test={pope}", "--device", "cpu", "--out", str(out)]
+    assert cli.main(line) == 0
+    made = json.loads(out.read_text())
+    table = pd.DataFrame(made["table"]).astype(dict.fromkeys(("points", "lmms_eval", "dense", "same"), float))
+    assert [*zip(table["task"], table["n"])] == [(name, 3) for name in ("textvqa_val", "pope") for _ in range(2)]
     assert table["points"].to_numpy() == pytest.approx(100 * table["lmms_eval"].to_numpy())
-    json.dumps(made)
+    for _, rows in table.groupby("task"):
+        dense, pruned = rows.to_dict("records")
+        assert dense["same"] == 100 and pruned["dense"] == dense["points"]
+        assert pruned["difference"] == pytest.approx(pruned["points"] - dense["points"])
+    shown = capsys.readouterr().out
+    columns = "task model n lmms_eval points dense difference diff_low diff_high retention ret_low ret_high same empty"
+    assert all(name in shown.split() for name in columns.split())
     with pytest.raises(UserError, match="lmms-eval failed on mini-llava-next"):
         lmms_table.benchmark(["mini-llava-next"], ["no_such_task"], device="cpu")

@@ -148,3 +148,30 @@ def test_a_pattern_that_does_not_fit_is_refused(n, m, wrong):
 
 
 # Packing --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+def test_a_matrix_without_rows_or_columns_has_a_mask_of_its_shape(shape):
+    metric = torch.zeros(shape)
+    for mask in (masks.unstructured(metric, 0.5), masks.unstructured(metric, drop=0), masks.n_of_m(metric, 2, 4)):
+        assert mask.shape == shape and mask.dtype == torch.bool
+    with pytest.raises(ValueError, match="cannot drop 1 of 0"):
+        masks.unstructured(metric, drop=1)
+
+
+def test_deterministic_algorithms_give_the_same_masks(monkeypatch):
+    """On CUDA kthvalue then raises, which is played here; ties, infinities and NaN are as always."""
+    metric = torch.randint(0, 9, (64, 40), generator=torch.Generator().manual_seed(0)).float()
+    metric[3, 5], metric[4, 6], metric[5] = torch.inf, torch.nan, 1.0
+    wanted = [masks.unstructured(metric, share) for share in (0.1, 0.5, 0.9)]
+
+    def refuse(*given, **more):
+        raise RuntimeError("kthvalue CUDA does not have a deterministic implementation")
+
+    monkeypatch.setattr(torch.Tensor, "kthvalue", refuse)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = [masks.unstructured(metric, share) for share in (0.1, 0.5, 0.9)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted))

@@ -123,6 +123,8 @@ def test_every_method_says_what_it_does_and_all_but_the_plain_ones_where_it_is_f
 def test_presets_are_rows_of_the_tables():
     for preset in PRESETS.values():
         assert all(preset.get(axis, "none") in METHODS[axis] for axis in METHODS)
+    for name in PRESETS:
+        assert all(Recipe.preset(name).summary()[field] == value for field, value in PRESETS[name].items())
 
 
 def test_a_new_row_is_a_method_everywhere(monkeypatch):

@@ -164,8 +164,8 @@ def test_damaged_files_are_refused(tmp_path):
         packs.read(path)
     with pytest.raises(UserError, match="There is no file"):
         packs.read(tmp_path / "none")
-    with pytest.raises(UserError, match="Cannot write the masks"):
-        packs.write(packs.pack([]), tmp_path / "none" / "m.safetensors")
+    with pytest.raises(UserError, match="cannot be written"):
+        packs.write(packs.pack([]), path / "m.safetensors")
 
 
 # Pruned from pruned ---------------------------------------------------------------------------------------------------

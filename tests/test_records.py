@@ -1,5 +1,6 @@
 """Records with pictures, videos and sounds, good and bad, on their way to a processor."""
 
+import io
 import json
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_videollama2 as tiny
 import torch
+from PIL import Image
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
 import tamp
@@ -251,3 +253,21 @@ def test_a_folder_without_the_package_that_reads_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
         records.read(folder, "set")
+
+
+def test_bytes_of_pictures_in_a_folder_of_datasets_are_read_when_asked_for(tmp_path, monkeypatch):
+    """Six questions, two about one picture: nothing keeps the bytes, and every look gives the pixels of its record."""
+    datasets = pytest.importorskip("datasets")
+    made = []
+    for number in range(6):
+        buffer = io.BytesIO()
+        Image.new("RGB", (40, 30), (10 * number if number > 1 else 0, 0, 0)).save(buffer, "PNG")
+        made.append({"question": f"{number}?", "answer": "a", "image": {"bytes": buffer.getvalue(), "path": None}})
+    features = datasets.Features(
+        {"question": datasets.Value("string"), "answer": datasets.Value("string"), "image": datasets.Image()}
+    )
+    datasets.Dataset.from_list(made, features=features).save_to_disk(str(tmp_path / "saved"))
+    asked = conversations.questions(tmp_path / "saved")
+    assert {each for one in asked for each in one.images.given} == {""}
+    assert asked[0].images is asked[1].images and len({id(one.images) for one in asked}) == 5
+    assert [one.images[0].getpixel((0, 0))[0] for one in asked] == [0, 0, 20, 30, 40, 50]

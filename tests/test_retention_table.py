@@ -104,6 +104,22 @@ def test_where_answers_are_lost_there_is_no_retention(tmp_path, dense, pruned, w
     assert any(why in note for note in retention_table.notes(made.reset_index()))
 
 
+def test_the_choice_is_kept_where_answers_are_lost(tmp_path):
+    scores, choices = [1.0] * 40, {"dense": [1.0, 1.0, 0.0, 1.0] * 10, "wanda": [1.0, 0.0, 0.0, 1.0] * 10}
+    for method, choice in choices.items():
+        path = retention_table._path(tmp_path, DENSE if method == "dense" else (method, 0.5, 42), "textvqa")
+        kept = {"configuration": [None] * 40, "number": list(range(40)), "score": scores, "choice_correct": choice}
+        kept |= {"empty": [number < 3 for number in range(40)], "unparsable": [False] * 40}
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"benchmark": "textvqa", "answers": kept}))
+    made = retention_table.rows(tmp_path, [DENSE, ("wanda", 0.5, 42)], ["textvqa"])
+    row = made.set_index("method").loc["wanda"]
+    assert np.isnan(row["retention"]) and row["choice_retention"] == pytest.approx(100 * 2 / 3)
+    assert row["choice_low"] < 100 * 2 / 3 < row["choice_high"]
+    assert retention_table.wide(made, retention_table.CHOICE).loc["wanda, 50 %", "textvqa"].startswith("66.7 [")
+    assert "By likelihood" in retention_table.markdown(made)
+
+
 def test_the_mean_over_benchmarks_is_that_of_their_retentions():
     couples = [([0.5] * 9, [1.0] * 9), ([0.9] * 5, [1.0] * 5)]
     assert paired.mean_retention(couples) == pytest.approx((70, 70, 70))

@@ -208,7 +208,7 @@ def test_the_tokens_an_update_looks_at():
         name: updates.tokens(row, {"update_tokens": name})["self_attn.q_proj"] for name in ("all", "text", "quarter")
     }
     words = row.codes == models.TEXT
-    assert every["all"].all() and torch.equal(every["text"], words)
+    assert every["all"] is None and torch.equal(every["text"], words)
     assert (every["quarter"] & words).sum() == words.sum() and (every["quarter"] & ~words).sum() == -(
         -int((~words).sum()) // 4
     )
@@ -254,3 +254,9 @@ def test_an_expert_that_no_token_reached_is_updated_by_what_all_experts_saw():
             after = models.all_linears(model)[name].weight
             kept = after != 0
             assert not torch.equal(after[kept], dense[name][kept]), name
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, float("nan"), True])
+def test_admm_needs_a_step(steps):
+    with pytest.raises(ValueError, match="whole number of steps, at least one"):
+        updates.admm(torch.ones(2, 4), lambda weight, share: weight > 2, torch.eye(4), steps=steps)

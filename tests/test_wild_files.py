@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import tamp
-from tamp import conversations, reading, records
+from tamp import conversations, media, pixels, reading, records
 from tamp.errors import UserError
 from tamp.evaluation import compare, scoring
 from tamp.records import picture
@@ -368,6 +368,60 @@ def test_the_command_line_skips_too(folder, capsys, caplog):
     assert cli.main(["evaluate", "mini-llava-next", "--benchmark", str(path), "--on-error", "skip"]) == 0
     assert "1 records were skipped, 1 used" in caplog.text
     assert cli.main(["evaluate", "mini-llava-next", "--benchmark", "pope", "--on-error", "skip"]) == 2
-    assert "--on-error is for files of questions" in capsys.readouterr().err
+    assert "--on-error has no effect without a file of questions" in capsys.readouterr().err
     with pytest.raises(UserError, match="on_error has no effect on pope"):
         tamp.evaluate(None, None, "pope", on_error="skip")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_files_in_other_encodings_of_unicode_are_read(encoding, folder):
+    record = {"question": "Größe?", "answer": "14 µm"}
+    for name, text in (("q.json", json.dumps([record], ensure_ascii=False)), ("q.jsonl", json.dumps(record) + "\r\n")):
+        (folder / name).write_bytes(text.encode(encoding))
+        (made,) = conversations.questions(folder / name)
+        assert (made.text, made.answer) == ("Größe?", "14 µm")
+
+
+def test_arrays_that_pandas_keeps_of_lists_are_lists(processor):
+    turns = np.array([{"from": "human", "value": "Eh?"}, {"from": "gpt", "value": "A"}], dtype=object)
+    assert len(tamp.calibration_set([{"conversations": turns}], processor, 1)) == 1
+    record = {"question": "q", "answer": np.str_("b"), "choices": np.array(["a", "b"])}
+    (made,) = conversations.questions([record])
+    assert made.choices == ("a", "b")
+
+
+@pytest.mark.parametrize("each", ["hello", ("q", "a"), 3, None])
+def test_a_list_of_something_else_is_not_taken_for_samples(each, processor):
+    with pytest.raises(UserError, match="Record 0: a record is an object"):
+        tamp.calibration_set([each, each], processor)
+
+
+def test_a_picture_without_pixels_and_seconds_that_are_text(folder):
+    with pytest.raises(UserError, match="it has no pixels"):
+        pixels.picture(Image.new("RGB", (0, 4)))
+    with pytest.raises(UserError, match="positive number of seconds, not '1'"):
+        media.read_audio("x.wav", "1")
+
+
+def test_turns_in_parts_are_those_with_marks(folder, processor):
+    """As chat templates take them, with pictures in the parts or beside them, and as LLaVA writes them: the same sample."""
+    Image.fromarray(PIXELS).save(folder / "p.png")
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Grey."}]}
+    asked = {"type": "text", "text": "What is it?"}
+    marked = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Grey."}]
+    spellings = [
+        {"image": "p.png", "conversations": marked},
+        {"images": ["p.png"], "messages": [{"role": "user", "content": [{"type": "image"}, asked]}, answer]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "p.png"}, asked]}, answer]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "path": "p.png", "text": None}, asked]}, answer]},
+    ]
+    made = []
+    for number, record in enumerate(spellings):
+        (folder / f"{number}.jsonl").write_text(json.dumps(record))
+        made += tamp.calibration_set(folder / f"{number}.jsonl", processor, 1)
+    for other in made[1:]:
+        assert torch.equal(made[0]["input_ids"], other["input_ids"])
+        assert torch.equal(made[0]["pixel_values"], other["pixel_values"])
+    for part in ({"type": "tool"}, "text", {"type": "text"}):
+        with pytest.raises(UserError, match="Record 0: a part of a turn is"):
+            tamp.calibration_set([{"messages": [{"role": "user", "content": [part]}]}], processor)

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tamp.errors import UserError
@@ -34,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # in a locale that cannot write everything
     try:
+        _check_folder()
         options = parse(arguments)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] != ["prune"]:
+            raise UserError("Only `tamp prune` shares its work among processes: run this command without torchrun.")
         _quiet(options.debug)
         options.run(options)
         return 0
@@ -55,6 +59,18 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(signal.SIGINT, before)
 
 
+def _check_folder() -> None:
+    """Check that the current folder is there, without which torch does not even start.
+
+    Raises:
+        UserError: if it was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("The current folder was deleted: change to one that is there.") from error
+
+
 def _quiet(debug: bool) -> None:
     """Leave on the screen what a command says, and warnings."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if debug else logging.WARNING)
@@ -67,17 +83,35 @@ def _quiet(debug: bool) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Parse a command line; of all commands only the one that was given gets its arguments."""
+    """Parse a command line; ``usual`` of what is returned has the spelling and the default of every option."""
+    parser = parser_of(next((word for word in arguments if not word.startswith("-")), ""))
+    actions = [action for each in parsers(parser) for action in each._actions if action.default != argparse.SUPPRESS]
+    usual = {action.dest: (action.option_strings[0], action.default) for action in actions if action.option_strings}
+    return argparse.Namespace(**{"debug": False, "usual": usual, **vars(parser.parse_args(arguments))})
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Make the parser; of all commands only the one that is given gets its arguments."""
     parser = argparse.ArgumentParser(prog="tamp", description="Prune multimodal large language models after training.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        made = commands.add_parser(name, help=command.summary, description=command.summary)
-        made.add_argument("--debug", action="store_true", help="show tracebacks")
-        if arguments[:1] == [name]:
-            module = importlib.import_module(f"tamp.cli.{command.module}")
+    for name, known in COMMANDS.items():
+        made = commands.add_parser(name, help=known.summary, description=known.summary)
+        if name == command:
+            module = importlib.import_module(f"tamp.cli.{known.module}")
             module.arguments(made)
             made.set_defaults(run=module.run)
-    return parser.parse_args(arguments)
+    for each in parsers(parser):
+        each.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    return parser
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield a parser and those of its commands, whatever their depth."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from parsers(each)
 
 
 class Command(NamedTuple):

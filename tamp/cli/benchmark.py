@@ -1,6 +1,7 @@
 """``tamp benchmark``: run lmms-eval's tasks on a dense model and pruned ones, and compare them question by question."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -36,8 +37,12 @@ def run(options: argparse.Namespace) -> None:
     for given in options.data:
         where, sign, file = given.partition("=")
         task, mark, split = where.partition(":")
-        if not (sign and mark and Path(file).is_file()):
+        if not (sign and mark and os.path.isfile(file)):
             raise UserError(f"--data takes TASK:SPLIT=FILE, an existing parquet file, not {given!r}.")
+        if task not in options.tasks:
+            raise UserError(
+                f"--data {given} is for a task that --tasks does not name: add it there, or leave this out."
+            )
         data.setdefault(task, {})[split] = str(Path(file).resolve())
     models = [options.dense, *options.pruned]
     if len(set(models)) < len(models):

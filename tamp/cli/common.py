@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tamp.errors import UserError
 
@@ -92,10 +92,38 @@ def calibration_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibration_source(options: argparse.Namespace, model: str):
-    """Return the source of calibration samples that a command line asks for, and the options of its draw."""
+CALIBRATION = ("calibration", "mix", "filter", "balance", "min_tokens", "max_tokens", "media")
+"""Options that say which samples are taken."""
+
+DRAWN = (*CALIBRATION, "n_samples", "on_error", "calibration_seed")
+"""All options of a command that takes calibration samples."""
+
+
+def refuse_idle(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuse options that have no effect beside the others, unless they are as they are by default.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name in names:
+        spelled, usual = options.usual[name]
+        if getattr(options, name) != usual:
+            raise UserError(f"{spelled} has no effect {why}: leave it out.")
+
+
+def calibration_source(options: argparse.Namespace, model: str, needed: bool = True):
+    """Return the source of calibration samples that a command line asks for, and the options of its draw.
+
+    Args:
+        options: of the command line.
+        model: which may have a set of its own.
+        needed: whether anything looks at samples; if nothing does, options about them are refused.
+    """
     from tamp import conversations
 
+    if not needed:
+        refuse_idle(options, DRAWN, "because the chosen methods use no calibration samples")
+        return "", {}
     if options.mix and options.calibration:
         raise UserError("--mix names the calibration sets itself: leave out --calibration.")
     if options.mix:
@@ -107,6 +135,8 @@ def calibration_source(options: argparse.Namespace, model: str):
                 raise UserError(f"--mix takes SOURCE=SHARE, a share such as 0.7, not {share!r}.") from error
     else:
         source = conversations.own_set(model, options.calibration, "--calibration")
+        if source in conversations.SETS:
+            refuse_idle(options, (*CALIBRATION[2:], "on_error"), f"on {source}, a shipped set")
     return source, {
         "filter": dict(_pairs("--filter", options.filter or ())),
         "balance": options.balance or (),

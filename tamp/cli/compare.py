@@ -35,6 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="store_true", help="measure perplexity of text and facts too")
     parser.add_argument("--baseline", help="method that the others are compared with (default: wanda, or the first)")
     parser.add_argument("--out", default="comparison.json", help="file to record in (default: comparison.json)")
+    parser.add_argument(
+        "--on", help="run every cell as a job: slurm or local, perhaps with options of submitit, slurm:name=value,..."
+    )
     parser.add_argument("--page", help="also write a page with tables and figures")
 
 
@@ -47,6 +50,12 @@ def run(options: argparse.Namespace) -> None:
     if options.page:
         files.check_file(options.page)
     benchmark = conversations.own_set(options.model, options.benchmark, "--benchmark")
+    if benchmark not in conversations.SETS:
+        common.refuse_idle(options, ["question_seed"], f"on {benchmark}: its questions come in their own order")
+    asked = levels(options.levels)
+    if not any(tamp.Recipe.spelled(method, level).needs_samples for method in options.methods for level in asked):
+        idle = ("calibration", "n_samples", "calibration_seeds")
+        common.refuse_idle(options, idle, "because the chosen methods use no calibration samples")
     settings = tamp.Settings(
         model=options.model,
         benchmark=benchmark,
@@ -60,12 +69,13 @@ def run(options: argparse.Namespace) -> None:
     made = tamp.compare(
         settings,
         options.methods,
-        levels(options.levels),
+        asked,
         options.calibration_seeds,
         out=options.out,
         baseline=options.baseline,
         device=options.device,
         progress=common.bars(),
+        on=options.on,
     )
     for heading, table in results.tables(made):
         print(f"{heading}\n{table.to_string()}\n")

@@ -1,6 +1,7 @@
 """``tamp evaluate``: evaluate models on one benchmark or several, and compare them question by question."""
 
 import argparse
+import os
 from pathlib import Path
 
 from tamp.cli import common
@@ -19,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--data", help="local copy of the benchmark's repository, or a folder of such copies by name (default: the hub)"
     )
     published.add_argument(
-        "--protocol", help="source of prompts and scoring rules: lmms-eval or videollama2 (default: lmms-eval)"
+        "--protocol", help="prompts and scoring rules: lmms-eval, videollama2 or plain (default: lmms-eval)"
     )
     published.add_argument("--batch-size", type=int, help="questions answered at once (default: 8)")
     published.add_argument("--frames", type=int, help="number of video frames to show as pictures")
@@ -50,8 +51,10 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         evaluating.check_name(name)
     published = _options(options, names)
-    if options.on_error != "raise" and len(published) == len(names):
-        raise UserError("--on-error is for files of questions; published benchmarks do not use it: leave it out.")
+    if not any(name in conversations.SETS for name in names):
+        common.refuse_idle(options, ["question_seed"], "without a shipped set: other questions come in their own order")
+    if all(name in published or name in conversations.SETS for name in names):
+        common.refuse_idle(options, ["on_error"], "without a file of questions")
     models = [options.model, *options.others]
     if len(set(models)) < len(models):
         raise UserError("A model is named twice: leave one out.")
@@ -125,18 +128,23 @@ def _options(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
         UserError: if one is given and no published benchmark is asked for.
     """
     from tamp.evaluation import benchmarks
+    from tamp.evaluation.benchmarks import running
 
     given = ("data", "protocol", "batch_size", "frames", "records", "likelihood")
     set_ = {name: getattr(options, name) for name in given if getattr(options, name) is not None}
+    asked = [name for name in names if name in benchmarks.TABLE]
+    protocols = running.chosen(asked, options.protocol)
+    shown = any(benchmarks.TABLE[name].kind == "video" for name in asked)
     published = {}
-    for name in (each for each in names if each in benchmarks.TABLE):
+    for name in asked:
         of_it = dict(set_)
+        if shown and benchmarks.TABLE[name].kind != "video":
+            of_it.pop("frames", None)
         if records := of_it.pop("records", None):
             of_it["recorded"] = Path(records) / f"{name}.jsonl"
-        if "data" in of_it and (Path(of_it["data"]) / name).is_dir():
+        if "data" in of_it and os.path.isdir(os.path.join(of_it["data"], name)):
             of_it["data"] = Path(of_it["data"]) / name
-        if len(benchmarks.TABLE[name].protocols) == 1 and len(names) > 1:
-            of_it.pop("protocol", None)
+        of_it["protocol"] = protocols[name]
         published[name] = of_it
     if set_ and not published:
         option = f"--{next(iter(set_)).replace('_', '-')}" if "likelihood" not in set_ else "--no-likelihood"

@@ -1,6 +1,7 @@
 """``tamp mask``: write the zeros of a model as a file of one bit per weight, apply it to a model, or compare two."""
 
 import argparse
+import os
 
 from tamp.cli import common
 
@@ -27,6 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from tamp import files, packs
 
     if options.action == "export":
+        files.check_file(options.out)  # before the work, not after it
         made = _of_model(options.model, options.device, options.dtype)
         path = packs.write(made, options.out)
         weights = sum(out * width for out, width in made.shapes.values())
@@ -50,22 +52,19 @@ def run(options: argparse.Namespace) -> None:
 
 def _of_model(name: str, device: str = "auto", dtype: str = "auto"):
     """Pack the zeros of a model, with the fingerprint of the dense one if its folder records it."""
-    import json
-    from pathlib import Path
 
     import tamp
     from tamp import checkpoint, packs
 
     model, _ = tamp.load(name, device, dtype)
-    manifest = Path(name) / checkpoint.MANIFEST
-    report = json.loads(manifest.read_text())["report"] if manifest.is_file() else None
+    saved = os.path.isfile(os.path.join(name, checkpoint.MANIFEST))
+    report = checkpoint.read_manifest(name)["report"] if saved else None
     return packs.export(model, (report or {}).get("fingerprint", ""))
 
 
 def _read(name: str):
     """Read a file of masks, or pack the zeros of a model."""
-    from pathlib import Path
 
     from tamp import packs
 
-    return packs.read(name) if Path(name).is_file() else _of_model(name)
+    return packs.read(name) if os.path.isfile(name) else _of_model(name)

@@ -22,6 +22,7 @@ def run(options: argparse.Namespace) -> None:
     from tamp import files, plans
 
     if options.model[0] == "diff" and len(options.model) == 3:
+        common.refuse_idle(options, options.usual, "on the difference of two plans")
         first, second = map(tamp.Plan.read, options.model[1:])
         table = plans.differences(first, second)
         largest = table["points"].abs().sort_values(ascending=False).index
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     files.check_file(options.out)
     recipe = common.recipe_of(options)
     needed = recipe.allocation_needs_samples
-    source, chosen = common.calibration_source(options, model) if needed else ("", {})
+    source, chosen = common.calibration_source(options, model, needed)
     model, processor = tamp.load(model, options.device, options.dtype, "auto")
     n = min(options.n_samples, recipe.allocation_samples or options.n_samples)
     drawn = (n, options.calibration_seed, options.on_error)

@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import checkpoint, files, onloading
+    from tamp import checkpoint, files, onloading, ranks
 
     plan, fixed = None, {}
     if options.plan:
@@ -54,10 +54,10 @@ def run(options: argparse.Namespace) -> None:
     recipe = common.recipe_of(options, **fixed)
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     needed = recipe.needs_samples
-    source, chosen = common.calibration_source(options, options.model) if needed else ("", {})
-    device = onloading.resolve_device(options.device)
+    source, chosen = common.calibration_source(options, options.model, needed)
+    device = onloading.resolve_device(ranks.join(options.device))
     chosen_here = options.offload == "auto" and device.type == "cuda"
-    model, processor = tamp.load(options.model, options.device, options.dtype, chosen_here or options.offload == "on")
+    model, processor = tamp.load(options.model, str(device), options.dtype, chosen_here or options.offload == "on")
     checkpoint.check_savable(model, processor)
     drawn = (options.n_samples, options.calibration_seed, options.on_error)
     samples = tamp.calibration_set(source, processor, *drawn, **chosen) if needed else None
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         model,
         samples,
         recipe,
-        progress=common.bars(),
+        progress=common.bars() and not ranks.rank(),
         plan=plan,
         allow_partial=options.allow_partial,
         states=options.states,
@@ -77,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         format=options.format,
     )
+    if ranks.rank():  # all have the same model; the first one saves it
+        return
     print(report)
     print(f"saved to {options.out}")
 
@@ -85,11 +87,12 @@ def placed(model, samples: list | None, recipe, device, states: str) -> str:
     """Move a model from the host to a device if it fits, say so, and return where the states wait."""
     import torch
 
-    from tamp import estimate
+    from tamp import estimate, ranks
 
     need = estimate.need(estimate.Sizes.of(model), recipe, estimate.lengths(samples))
     choice = estimate.choose(need, torch.cuda.mem_get_info(device)[0])
-    print(choice.said)
+    if not ranks.rank():
+        print(choice.said)
     if not choice.offload:
         model.to(device)
         del model.computed_on

@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="number of questions per benchmark (default: all)")
     parser.add_argument("--data", help="folder with a local copy of each benchmark under its name (default: the hub)")
     parser.add_argument(
-        "--protocol", help="source of prompts and scoring rules: lmms-eval or videollama2 (default: lmms-eval)"
+        "--protocol", help="prompts and scoring rules: lmms-eval, videollama2 or plain (default: lmms-eval)"
     )
     parser.add_argument("--frames", type=int, help="number of video frames to show as pictures")
     parser.add_argument("--batch-size", type=int, default=8, help="questions answered at once (default: 8)")
@@ -35,9 +35,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
+    import tamp
     from tamp.evaluation import retention_table
 
-    source, chosen = common.calibration_source(options, options.model)
+    asked = levels(options.levels)
+    pruned = [method for method in options.methods if method != "dense"]
+    needed = any(tamp.Recipe.spelled(method, level).needs_samples for method in pruned for level in asked)
+    source, chosen = common.calibration_source(options, options.model, needed)
     settings = retention_table.Settings(
         model=options.model,
         calibration=source,
@@ -53,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     table = retention_table.make(
         settings,
         options.methods,
-        levels(options.levels),
+        asked,
         options.benchmarks,
         out=options.out,
         data=options.data,
@@ -63,4 +67,6 @@ def run(options: argparse.Namespace) -> None:
     )
     print(retention_table.wide(table).to_string())
     print("\n".join(retention_table.notes(table)))
+    if options.likelihood:
+        print(f"\nBy likelihood of the options\n{retention_table.wide(table, retention_table.CHOICE).to_string()}")
     print(f"written to {options.out}: table.md, table.html, table.json")

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from tamp import calibration, files, loading, models, planning, pruning, schema, streaming
 from tamp.errors import UserError, unknown, whole
-from tamp.evaluation import identity, results, scoring
+from tamp.evaluation import identity, results, scoring, sweeps
 from tamp.recipe import Recipe
 from tamp.worlds import prose
 
@@ -76,7 +76,7 @@ def cells(methods: Sequence[str], levels: Sequence[float | str], calibration_see
     if strange := [seed for seed in calibration_seeds if whole(seed) is None or seed < 0]:
         raise UserError(f"A calibration seed is a whole number from 0 on, not {strange[0]!r}.")
     calibration_seeds = [whole(seed) for seed in calibration_seeds]
-    levels = [float(level) if isinstance(level, Real) else level for level in levels]
+    levels = [float(level) if isinstance(level, Real) and 0 <= level < 1 else level for level in levels]
     made = [
         (method, level, seed)
         for level in levels
@@ -97,6 +97,7 @@ def compare(
     baseline: str | None = None,
     device: str = "auto",
     progress: bool = True,
+    on: str | None = None,
 ) -> dict[str, Any]:
     """Run what is missing of a comparison, and record every cell as it is finished.
 
@@ -113,6 +114,7 @@ def compare(
             is not among them.
         device: see :func:`tamp.load`.
         progress: show a bar, with the time that is left.
+        on: run every cell as a job of its own elsewhere, see :func:`tamp.evaluation.sweeps.check`.
 
     Returns:
         What the file holds: the settings, ``cells``, and ``differences`` (see :func:`tamp.evaluation.results.differences`).
@@ -126,17 +128,22 @@ def compare(
     if baseline not in methods:
         raise unknown("baseline", baseline, methods, "The baseline is one of the methods that are compared.")
     shared = asdict(settings)
+    if on is not None:
+        sweeps.check(on)
     recorded, measured = _read(Path(out), settings)
     if missing := _missing(wanted, recorded):
         out = files.check_file(out)
         with _alone(out):
             recorded, measured = _read(out, settings)  # another process may have just ended
             missing = _missing(wanted, recorded)
-            run = Runner(settings, str(loading.resolve_device(device)))
-            if measured:  # a model of the hub is here now
-                measured["fingerprints"]["model"] = identity.of_model(settings.model)
-            for cell in tqdm(missing, desc="compare", disable=not progress):
-                recorded.append(run(cell))
+            if on is None:
+                finished = map(Runner(settings, str(loading.resolve_device(device))), missing)
+                if measured:  # a model of the hub is here now
+                    measured["fingerprints"]["model"] = identity.of_model(settings.model)
+            else:
+                finished = sweeps.run(run_cell, settings, missing, device, on, out.with_name(f"{out.stem}_jobs"))
+            for made in tqdm(finished, desc="compare", total=len(missing), disable=not progress):
+                recorded.append(made)
                 results.write_result(out, {**shared, **measured, "cells": recorded})
             made = _made(settings, wanted, recorded, measured, baseline)
             results.write_result(out, made)
@@ -283,6 +290,11 @@ class Runner:
             "sparsity_of": done.table["got"].groupby(kinds, sort=False).mean().round(4).to_dict(),
             "mask": results.pack(sampled_mask(pruned)),
         }
+
+
+def run_cell(settings: Settings, cell: Cell, device: str) -> dict:
+    """Load the model, run one cell, and return what is recorded of it: a job of :mod:`tamp.evaluation.sweeps`."""
+    return Runner(settings, str(loading.resolve_device(device)))(cell)
 
 
 def sampled_mask(model: nn.Module) -> pd.Series:

@@ -1,5 +1,6 @@
 """One door to evaluation: shipped sets and files of questions, and published benchmarks by name."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -59,6 +60,8 @@ def evaluate(
         raise UserError(
             f"{min(published)} is for published benchmarks ({', '.join(benchmarks.TABLE)}); {benchmark} does not use it."
         )
+    if options.get("on_error", "raise") != "raise" and isinstance(benchmark, str) and benchmark in conversations.SETS:
+        raise UserError(f"on_error has no effect on {benchmark}, a shipped set: leave it out.")
     return scoring.summarise(scoring.answers(model, processor, benchmark, limit, seed, progress, **options))
 
 
@@ -68,7 +71,7 @@ def check_name(benchmark) -> None:
     Raises:
         UserError: if it does not.
     """
-    if not isinstance(benchmark, str | Path) or Path(benchmark).exists():
+    if not isinstance(benchmark, str | Path) or os.path.exists(os.path.expanduser(benchmark)):
         return
     known = [*conversations.SETS, *benchmarks.TABLE]
     if str(benchmark) not in known:

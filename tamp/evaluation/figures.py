@@ -28,6 +28,7 @@ METHODS = {
     "das": "#6aa84f",
     "amia": "#d07ba5",
     "tamp": "#c2373d",
+    "repair": "#0f9d76",
 }
 LINEARS = ("#33508c", "#5f86c4", "#9db8dd", "#7b7b7b", "#a65628", "#d98c4a", "#ecc08f")
 """One colour per linear of a block: attention in blues, its output in grey, the MLP in browns."""

@@ -1,6 +1,7 @@
 """What a comparison was measured with, as fingerprints of files: a name does not say what lies under it."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import transformers
@@ -17,8 +18,8 @@ OF_MODELS = (".safetensors", ".json", ".jinja", ".model")
 
 def of_model(name: str | Path) -> str | None:
     """Return the fingerprint of a model's files; None if it is on the hub and was not fetched yet."""
-    folder = data_folder() / name if name in zoo.MODELS else Path(name).expanduser()
-    if not folder.is_dir():
+    folder = data_folder() / name if name in zoo.MODELS else Path(os.path.expanduser(name))
+    if not os.path.isdir(folder):
         if name in zoo.MODELS:
             return name
         try:
@@ -34,10 +35,10 @@ def of_set(name: str | Path) -> str | None:
 
     Pictures, videos and sounds that a file names are not looked at.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):  # which takes a name that is too long
         return of_files([path])
-    return of_files(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else None
+    return of_files(each for each in path.rglob("*") if each.is_file()) if os.path.isdir(path) else None
 
 
 def of_files(paths) -> str:

@@ -81,10 +81,10 @@ def compare(made: dict[str, Any]) -> pd.DataFrame:
 
     Returns:
         A row per task and model: task, model, n, lmms_eval (its own total, in the unit of its metric), points (mean over
-        questions, in per cent), difference with diff_low and diff_high (percentage points), retention with ret_low and
-        ret_high (per cent; NaN where more than ``paired.MOST_LOST`` of either model's answers are empty), same (per cent
-        of answers that are the dense model's, letter by letter), empty (per cent). NaN where a task gives no points by
-        question.
+        questions, in per cent) and dense (the dense model's on the same questions), difference with diff_low and diff_high
+        (percentage points), retention with ret_low and ret_high (per cent; NaN where more than ``paired.MOST_LOST`` of
+        either model's answers are empty), same (per cent of answers that are the dense model's, letter by letter), empty
+        (per cent). NaN where a task gives no points by question.
 
     Raises:
         UserError: if a model did not answer a task.
@@ -113,6 +113,7 @@ def compare(made: dict[str, Any]) -> pd.DataFrame:
                     "n": len(both),
                     "lmms_eval": by_model[model]["total"],
                     "points": 100 * sum(mine) / len(mine) if known else math.nan,
+                    "dense": 100 * sum(theirs) / len(theirs) if known else math.nan,
                     **dict(zip(("difference", "diff_low", "diff_high"), gain)),
                     **dict(zip(("retention", "ret_low", "ret_high"), kept)),
                     "same": 100 * sum(one == other for one, other in answers) / len(both),

@@ -297,6 +297,15 @@ def recorded(name: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def published() -> list[pd.DataFrame]:
+    """Return what others have published (``data/published.json``), tables with title, source and certainty in ``attrs``."""
+    found = []
+    for table in json.loads((data_folder() / "published.json").read_text())["tables"]:
+        found.append(pd.DataFrame(table["rows"]).set_index(table["index"]))
+        found[-1].attrs |= {name: table[name] for name in ("title", "source", "certainty")}
+    return found
+
+
 def write_result(path: str | Path, result: dict[str, Any]) -> Path:
     """Write a result as JSON beside the versions it was made with, completely or not at all."""
     return write_text(path, json.dumps({"made_with": versions(), **result}, indent=1) + "\n")

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from tamp import calibration, loading, pruning
-from tamp.errors import UserError, unknown
+from tamp import calibration, files, loading, pruning, schema
+from tamp.errors import UserError
 from tamp.evaluation import benchmarks, compare, paired, results
 from tamp.evaluation.benchmarks import running
 from tamp.evaluation.compare import DENSE, Cell
@@ -24,6 +25,10 @@ from tamp.recipe import Recipe
 
 KEPT = ["configuration", "number", "score", "choice_correct", "empty", "unparsable"]
 """Columns of the answers that a cell's file keeps."""
+
+SCORE = ("retention", "low", "high")
+CHOICE = ("choice_retention", "choice_low", "choice_high")
+"""Columns of a table with a retention and its interval: of the published metric, and of the choice by likelihood."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +96,9 @@ def make(
     wanted = compare.cells(methods, levels, [settings.calibration_seed]) if methods else [DENSE]
     if not names or len(set(names)) < len(names):
         raise UserError("A table needs at least one benchmark, and each once.")
-    for name in names:
-        running.row(name)
-    protocols = {protocol: None for name in names for protocol in benchmarks.TABLE[name].protocols}
-    if settings.protocol and settings.protocol not in protocols:
-        raise unknown("protocol", settings.protocol, protocols)
+    protocols = running.chosen(names, settings.protocol)
+    if settings.frames is not None and not any(benchmarks.TABLE[name].kind == "video" for name in names):
+        raise UserError(f"frames={settings.frames} has no effect: none of these benchmarks shows videos. Leave it out.")
     folder = _folder(out, settings)
     todo = {cell: [name for name in names if not _path(folder, cell, name).is_file()] for cell in wanted}
     samples = None
@@ -105,7 +108,7 @@ def make(
         method, level, seed = cell
         model, processor = loading.load(settings.model, device, settings.dtype)
         for name in names:
-            benchmarks.check(processor, name, _protocol(settings, name), settings.frames)
+            benchmarks.check(processor, name, protocols[name], _frames(settings, name))
         made = {"method": method, "level": level}
         if cell != DENSE:
             recipe = Recipe.spelled(method, level)
@@ -124,11 +127,11 @@ def make(
                 name,
                 settings.limit,
                 data=where,
-                protocol=_protocol(settings, name),
+                protocol=protocols[name],
                 batch_size=batch_size,
                 recorded=folder / "answers" / f"{slug}-{running.fingerprint(model)}.jsonl",
                 likelihood=settings.likelihood,
-                frames=settings.frames,
+                frames=_frames(settings, name),
                 progress=progress,
             )
             kept = scored[KEPT].astype(object).where(scored[KEPT].notna(), None).to_dict("list")
@@ -147,12 +150,13 @@ def rows(folder: Path, wanted: Sequence[Cell], names: Sequence[str]) -> pd.DataF
         A row per cell, and one per method over all benchmarks, ``"mean"``: method, level, benchmark, n, score (the published
         metric, in per cent), choice (accuracy by likelihood of the options, in per cent), lost (answers that are empty or
         unparsable, in per cent), retention (per cent of the dense model's score) with low and high (95 %, paired bootstrap
-        over questions), and why there is none where it is NaN.
+        over questions), why there is none where it is NaN, and choice_retention with choice_low and choice_high (the same of
+        the choice, over the benchmarks with options; it needs no readable answers).
     """
     found = []
     read = {(cell, name): _read(_path(folder, cell, name)) for cell in wanted for name in names}
     for cell in wanted:
-        couples = []
+        couples, chosen = [], []
         for name in names:
             scored, dense = read[cell, name], read[DENSE, name]
             why = benchmarks.refusal(scored) or benchmarks.refusal(dense)
@@ -164,6 +168,9 @@ def rows(folder: Path, wanted: Sequence[Cell], names: Sequence[str]) -> pd.DataF
             couple = (both["score"].to_numpy(float), both["score_dense"].to_numpy(float))
             couples += [] if why else [couple]
             kept = (math.nan,) * 3 if why else paired.retention(*couple)
+            choices = tuple(pd.to_numeric(both[f"choice_correct{of}"]).to_numpy(float) for of in ("", "_dense"))
+            known = len(both) == len(dense) == len(scored) and not np.isnan(choices).any() and choices[1].sum() > 0
+            chosen += [choices] if known else []
             lost = (scored["empty"] | scored["unparsable"]).astype(bool)
             found.append(
                 {
@@ -174,34 +181,50 @@ def rows(folder: Path, wanted: Sequence[Cell], names: Sequence[str]) -> pd.DataF
                     "score": 100 * scored["score"].astype(float).mean(),
                     "choice": 100 * pd.to_numeric(scored["choice_correct"]).astype(float).mean(),
                     "lost": 100 * lost.mean(),
-                    **dict(zip(("retention", "low", "high"), kept)),
+                    **dict(zip(SCORE, kept)),
                     "why": why,
+                    **dict(zip(CHOICE, paired.retention(*choices) if known else (math.nan,) * 3)),
                 }
             )
-        whole = len(names) > 1 and len(couples) == len(names)
-        kept = paired.mean_retention(couples) if whole else (math.nan,) * 3
         if len(names) > 1:
-            of_all = {"method": cell[0], "level": cell[1], "benchmark": "mean"}
-            found.append({**of_all, **dict(zip(("retention", "low", "high"), kept)), "why": ""})
+            of_all = {"method": cell[0], "level": cell[1], "benchmark": "mean", "why": ""}
+            optional = sum(read[DENSE, name]["choice_correct"].notna().any() for name in names)
+            for columns, every, number in ((SCORE, couples, len(names)), (CHOICE, chosen, max(optional, 1))):
+                of_all |= zip(columns, paired.mean_retention(every) if len(every) == number else (math.nan,) * 3)
+            found.append(of_all)
     return pd.DataFrame(found)
 
 
-def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table for reading: a row per method and level, a column per benchmark; the dense model's are its scores."""
+def wide(table: pd.DataFrame, columns: Sequence[str] = SCORE) -> pd.DataFrame:
+    """Return a table for reading: a row per method and level, a column per benchmark; the dense model's are its scores.
+
+    Args:
+        table: from :func:`rows`.
+        columns: :data:`SCORE`, or :data:`CHOICE` for the choice by likelihood.
+    """
+    score = "choice" if columns == CHOICE else "score"
     shown: dict[tuple, dict[str, str]] = {}
     for row in table.to_dict("records"):
         line = shown.setdefault((row["method"], row["level"]), {})
         if row["method"] == "dense":
-            line[row["benchmark"]] = "" if row["benchmark"] == "mean" else f"{row['score']:.1f}"
-        elif math.isnan(row["retention"]):
-            line[row["benchmark"]] = "–"
+            line[row["benchmark"]] = _share(row[score], "" if row["benchmark"] == "mean" else "–")
         else:
-            line[row["benchmark"]] = f"{row['retention']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+            kept, low, high = (row[column] for column in columns)
+            line[row["benchmark"]] = "–" if _none(kept) else f"{kept:.1f} [{low:.1f}, {high:.1f}]"
     named = {
-        (f"{method}" if method == "dense" else f"{method}, {results.level_name(level)}"): line
+        (method if method == "dense" else f"{method}, {results.level_name(level)}"): line
         for (method, level), line in shown.items()
     }
-    return pd.DataFrame(named).T.rename_axis("method")
+    made = pd.DataFrame(named).T.rename_axis("method")
+    return made.loc[:, [not made[name].eq("–").all() for name in made]] if columns == CHOICE else made
+
+
+def _none(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _share(value: float | None, none: str) -> str:
+    return none if _none(value) else f"{value:.1f}"
 
 
 def notes(table: pd.DataFrame) -> list[str]:
@@ -212,14 +235,28 @@ def notes(table: pd.DataFrame) -> list[str]:
     return said
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """Write a table's retentions, those by likelihood where there are some, and its notes as Markdown."""
+    blocks = [_lines(wide(table)), [f"* {note}" for note in notes(table)]]
+    if table[CHOICE[0]].notna().any():
+        blocks += [["By likelihood of the options:"], _lines(wide(table, CHOICE))]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _lines(shown: pd.DataFrame) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    lines = [f"| method | {' | '.join(shown.columns)} |", "|---" * (len(shown.columns) + 1) + "|"]
+    return lines + [f"| {name} | {' | '.join(line)} |" for name, line in zip(shown.index, shown.to_numpy())]
+
+
 def _write(folder: Path, settings: Settings, table: pd.DataFrame, names: Sequence[str]) -> None:
     """Write a table in three forms."""
-    shown, said = wide(table), notes(table)
-    lines = [f"| method | {' | '.join(shown.columns)} |", "|---" * (len(shown.columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(line)} |" for name, line in zip(shown.index, shown.to_numpy())]
-    (folder / "table.md").write_text("\n".join([*lines, "", *(f"* {note}" for note in said), ""]), encoding="utf-8")
-    details = table.drop(columns="why").round(2)
-    parts = [("Retention", shown), ("", " ".join(said)), ("Every cell", details)]
+    said = notes(table)
+    files.write_text(folder / "table.md", markdown(table))
+    parts = [("Retention", wide(table)), ("", " ".join(said))]
+    if settings.likelihood:
+        parts.append(("By likelihood of the options", wide(table, CHOICE)))
+    parts.append(("Every cell", table.drop(columns="why").round(2)))
     write_html(folder / "table.html", f"tamp: {settings.model}", parts)
     plain = table.astype(object).where(table.notna(), None).to_dict("records")
     results.write_result(
@@ -227,9 +264,9 @@ def _write(folder: Path, settings: Settings, table: pd.DataFrame, names: Sequenc
     )
 
 
-def _protocol(settings: Settings, name: str) -> str | None:
-    """Return the protocol of a benchmark: the one that was asked for, where the benchmark has it."""
-    return settings.protocol if settings.protocol in benchmarks.TABLE[name].protocols else None
+def _frames(settings: Settings, name: str) -> int | None:
+    """Return how many frames of a benchmark's videos are shown, if it has any."""
+    return settings.frames if benchmarks.TABLE[name].kind == "video" else None
 
 
 def _path(folder: Path, cell: Cell, name: str) -> Path:
@@ -240,7 +277,8 @@ def _path(folder: Path, cell: Cell, name: str) -> Path:
 
 def _read(path: Path) -> pd.DataFrame:
     """Read a finished cell's answers."""
-    found = json.loads(path.read_text())
+    answers = {"answers": dict.fromkeys(KEPT, list), "benchmark": str}
+    found = schema.read(path, answers, "a finished cell", "Delete it, and it is run again.")
     scored = pd.DataFrame(found["answers"])
     scored["configuration"] = scored["configuration"].fillna("")
     scored.attrs["benchmark"] = found["benchmark"]
@@ -253,13 +291,13 @@ def _folder(out: str | Path, settings: Settings) -> Path:
     Raises:
         UserError: if it holds something else, or a table with other settings.
     """
-    folder, asked = Path(out).expanduser().resolve(), json.loads(json.dumps(asdict(settings)))
+    folder, asked = files.located(out), json.loads(json.dumps(asdict(settings)))
     path = folder / "settings.json"
     if folder.exists() and not path.is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and does not hold a table; choose another folder.")
     if not path.is_file():
         results.write_result(path, {"settings": asked})
-    there = json.loads(path.read_text())["settings"]
+    there = schema.read(path, {"settings": dict}, "a table's settings", "Choose another folder.")["settings"]
     if different := next((name for name in asked if there.get(name) != asked[name]), None):
         raise UserError(
             f"{folder} holds a table with {different}={there.get(different)!r}, not {asked[different]!r}: choose another "

@@ -21,6 +21,7 @@ def table() -> str:
         kinds = len(row.configurations)
         where += f" of {kinds} configurations" if kinds > 1 else ""
         protocols = ", ".join(f"`{each}`" for each in row.protocols)
-        cells = (f"`{name}`", f"{row.title}, {source}", row.kind, where, size, chance, protocols, row.licence)
+        licence = f"[{row.licence}]({row.stated})" if row.stated else row.licence
+        cells = (f"`{name}`", f"{row.title}, {source}", row.kind, where, size, chance, protocols, licence)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -144,6 +144,21 @@ def main(arguments: list[str] | None = None) -> dict:
     return result
 
 
+def table(record: dict) -> str:
+    """Write scores and seconds before and after."""
+    lines = ["| | accuracy % | answer NLL | perplexity | seconds |", "|---|---|---|---|---|"]
+    for cell, name in zip(record["cells"], (f"`{record['method']}`", "then reconstruction")):
+        lines.append(
+            f"| {name} | {100 * cell['accuracy']:.1f} | {cell['nll']:.2f} | {cell['documentation']:.0f} | "
+            f"{cell['seconds']:.0f} |"
+        )
+    note = (
+        f"`{record['model']}` at {100 * record['level']:.0f} %, {record['n_questions']} questions, {record['n_samples']} "
+        f"samples, {record['epochs']} epochs, one run."
+    )
+    return "\n".join([*lines, "", note])
+
+
 if __name__ == "__main__":
     for cell in main()["cells"]:
         print({name: value for name, value in cell.items() if name != "correct"})

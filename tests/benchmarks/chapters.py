@@ -1,6 +1,6 @@
 """Run the chapters of the book on a real language model and keep what each records, for the default runs to show.
 
-    python tests/benchmarks/chapters.py [00_quickstart ...]
+    python tests/benchmarks/chapters.py [01_token_diversity ...]
 
 Every chapter writes its results to ``results/`` in its working folder; that file is kept as it is.
 """
@@ -14,10 +14,8 @@ import recording
 
 PARAMETERS = {"MODEL": "smol-llava-next", "SPARSITY": 0.5, "N_SAMPLES": 16}
 QUESTIONS = {  # by chapter
-    "00_quickstart": 100,
     "01_token_diversity": 100,
     "02_sparsity_allocation": 100,
-    "03_token_selection": 100,
     "04_pruning": 200,
 }
 

@@ -1,12 +1,14 @@
 """Which file formats keep the zeros of a pruned model exactly? Quantized by the formats' own packages, and read back.
 
-    pip install gguf onnx onnxruntime
-    python tests/benchmarks/export_zeros.py [--sparsity 0.5]
+    pip install gguf onnx onnxruntime openvino nncf
+    python tests/benchmarks/export_zeros.py [--sparsity 0.5] [--formats gguf onnx openvino]
 
 The matrices are those of ``mini-llava-next``, pruned. A format keeps a zero if the number that is read back is exactly zero.
+What is recorded of formats that are not asked for stays.
 """
 
 import argparse
+import json
 import logging
 import tempfile
 from importlib.metadata import version
@@ -19,8 +21,11 @@ import torch
 import tamp
 from tamp import models
 
+SHOWN = {"gguf": "GGUF", "onnx": "ONNX", "openvino": "OpenVINO"}
+NAMES = {shown: name for name, shown in SHOWN.items()}
 GGUF = ("F16", "BF16", "Q8_0", "Q5_0", "Q4_0", "Q5_1", "Q4_1")
 ONNX = {"float32": None, "int8": "QInt8", "uint8": "QUInt8"}
+OPENVINO = ("f32", "f16", "int8_sym", "int8_asym", "int4_sym", "int4_asym")
 WIDTH = 32
 """Weights of a row that a block of GGUF holds; a matrix whose width it does not divide is left out."""
 
@@ -65,11 +70,36 @@ def onnx_back(weight: np.ndarray, name: str) -> np.ndarray:
     return (stored["weight_quantized"].astype(np.int32) - shift).T * stored["weight_scale"]
 
 
+def openvino_back(weight: np.ndarray, name: str) -> np.ndarray:
+    """Write a graph of one product with a matrix as OpenVINO's files, its weights compressed, and read them back.
+
+    The matrix is read by multiplying the identity with it, in float32.
+    """
+    import openvino
+    from openvino import opset13 as ops
+
+    inputs = ops.parameter([-1, weight.shape[1]], np.float32, name="inputs")
+    product = ops.matmul(inputs, ops.constant(np.ascontiguousarray(weight)), False, True)
+    model = openvino.Model([product], [inputs], "linear")
+    if name.startswith("int"):
+        import nncf
+
+        mode = getattr(nncf.CompressWeightsMode, name.upper())
+        groups = {"ratio": 1.0, "group_size": WIDTH, "all_layers": True} if name.startswith("int4") else {}
+        model = nncf.compress_weights(model, mode=mode, **groups)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "linear.xml")
+        openvino.save_model(model, path, compress_to_fp16=name == "f16")
+        precise = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+        read = openvino.Core().compile_model(openvino.Core().read_model(path), "CPU", precise)
+        return read(np.eye(weight.shape[1], dtype=np.float32))[0].T
+
+
 def main(arguments: list[str] | None = None) -> dict:
     """Measure, and return what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--formats", nargs="+", default=["gguf", "onnx"])
+    parser.add_argument("--formats", nargs="+", default=["gguf", "onnx", "openvino"])
     parser.add_argument("--types", nargs="+", help="types of these formats (default: all)")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
@@ -78,8 +108,10 @@ def main(arguments: list[str] | None = None) -> dict:
     tamp.prune(model, samples, tamp.Recipe.preset("wanda", sparsity=options.sparsity), progress=False)
     weights = [matrix.weight.detach() for matrix in models.all_linears(model).values()]
     weights = [weight.to(torch.float32).numpy() for weight in weights if weight.shape[1] % WIDTH == 0]
-    ways = {"gguf": (GGUF, gguf_back), "onnx": (tuple(ONNX), onnx_back)}
-    rows = []
+    ways = {"gguf": (GGUF, gguf_back), "onnx": (tuple(ONNX), onnx_back), "openvino": (OPENVINO, openvino_back)}
+    path = options.out / "export_zeros.json"
+    before = json.loads(path.read_text()) if path.is_file() else {"rows": [], "packages": {}}
+    rows = [row for row in before["rows"] if NAMES[row["file"]] not in options.formats]
     for kind in options.formats:
         for name in [name for name in ways[kind][0] if name in (options.types or ways[kind][0])]:
             kept = zeros = 0
@@ -88,13 +120,14 @@ def main(arguments: list[str] | None = None) -> dict:
                 kept += int((back[weight == 0] == 0).sum())
                 zeros += int((weight == 0).sum())
             rows.append(
-                {"file": kind.upper(), "type": name, "zeros": zeros, "kept": kept, "share": round(kept / zeros, 4)}
+                {"file": SHOWN[kind], "type": name, "zeros": zeros, "kept": kept, "share": round(kept / zeros, 4)}
             )
-    packages = {"gguf": ["gguf"], "onnx": ["onnx", "onnxruntime"]}
+    rows.sort(key=lambda row: list(ways).index(NAMES[row["file"]]))  # stable
+    packages = {"gguf": ["gguf"], "onnx": ["onnx", "onnxruntime"], "openvino": ["openvino", "nncf"]}
     result = {
         "model": "mini-llava-next",
         "sparsity": options.sparsity,
-        "packages": {name: version(name) for kind in options.formats for name in packages[kind]},
+        "packages": before["packages"] | {name: version(name) for kind in options.formats for name in packages[kind]},
         "rows": rows,
     }
     recording.write("export_zeros", result, options.out)

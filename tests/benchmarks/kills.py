@@ -232,18 +232,19 @@ def main(arguments: list[str] | None = None) -> dict:
     tqdm.tqdm.set_lock(threading.RLock())  # its own is shared among forks, and a killed one may hold it
     prepare = compare.scoring.prepare
     cached = os.environ.get("TAMP_CACHE")
+    rows = {}
+    if options.only is not None and (options.out / "kills.json").is_file():  # the others stay as they are recorded
+        rows = {row["command"]: row for row in json.loads((options.out / "kills.json").read_text())["commands"]}
     made = {"seed": options.seed, "commands": []}
     try:
         with tempfile.TemporaryDirectory() as base:
-            path = options.out / "kills.json"
-            known = json.loads(path.read_text())["commands"] if options.only and path.is_file() else []
-            for number, command in enumerate(commands(Path(base))):
+            known = commands(Path(base))
+            for number, command in enumerate(known):
                 if options.only is None or number in options.only:
                     chance = random.Random(f"{options.seed} {command.what}")
-                    made["commands"].append(tries(command, options.tries, chance))
+                    rows[command.what] = tries(command, options.tries, chance)
+                    made["commands"] = [rows[each.what] for each in known if each.what in rows]
                     recording.write("kills", made, options.out)
-                else:
-                    made["commands"] += [row for row in known if row["command"] == command.what]
     finally:
         compare.loading.load, compare.scoring.prepare = load, prepare
         if cached is not None:

@@ -37,7 +37,8 @@ def preset_table() -> str:
             cells.append(f"`{method}`" if (axis, method) in explained else f"`{method}`: {row.summary}")
             explained.add((axis, method))
             papers += [row.source] if row.source else []
-        paper = source_link(papers[0]) if papers else "–"
+        named = [papers[0], *([papers[-1]] if chosen.get("update") else [])] if papers else []
+        paper = "; ".join(map(source_link, named)) or "–"
         lines.append(f"| `{name}` | {' | '.join(cells)} | {paper} |")
     return "\n".join(lines)
 

@@ -10,24 +10,32 @@ import statistics
 from pathlib import Path
 
 import agreement
-import answers
 import benchmark_table
+import block_reconstruction
 import cpu_speed
+import drawings
 import expert_table
 import export_zeros
 import family_table
+import figure_data
 import fuzz
 import host_memory
 import method_tables
 import needs
+import other_calibration
 import outliers
 import pandas as pd
 import quality
 import real_lm
 import recording
 import recovery
+import retention
+import rounding
 import search
 import sizes
+import stills
+import text_share
+import update_cost
 import update_search
 from matplotlib.figure import Figure
 
@@ -182,6 +190,27 @@ def detail_table(recorded: dict, level: float) -> str:
     return "\n".join([*lines, "", note])
 
 
+def task_table(recorded: dict, level: float) -> str:
+    """Write accuracy per kind of question at one level, methods without changes."""
+    table = results.tasks(recorded, level).T
+    rows = [name for name in table.index if ":" not in name]
+    lines = header(f"accuracy % at {results.level_name(level)}", *table.columns)
+    return "\n".join(
+        [*lines, *(f"| `{name}` | " + " | ".join(f"{x:.0f}" for x in table.loc[name]) + " |" for name in rows)]
+    )
+
+
+def overlap_table(recorded: dict, level: float) -> str:
+    """Write how much of what two methods drop at one level is the same, methods without changes."""
+    alike = 100 * results.overlaps(recorded, level)
+    rows = [name for name in alike if ":" not in name]
+    lines = header(f"dropped by both, % at {results.level_name(level)}", *(f"`{name}`" for name in rows))
+    for name in rows:
+        cells = ["–" if math.isnan(x) else f"{x:.0f}" for x in alike.loc[name, rows]]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def short_table(recorded: dict, level: float) -> str:
     """Write what the README shows of one level: accuracy, difference from the baseline, perplexity and seconds."""
     dense = results.cells_of(recorded, "dense", 0.0)[0]
@@ -331,11 +360,14 @@ PAGES = {
     "README.md": {
         "methods": method_tables.preset_table,
         "half": lambda: short_table(read("smol_quality"), 0.5),
+        "repair": lambda: update_search.short_table(read("smol_update_levels"), read("smol_update_half")),
     },
     "book/results.md": {
         "outliers": lambda: outlier_table(read("outliers")),
         "smol": lambda: quality_table(read("smol_quality")),
         "half": lambda: detail_table(read("smol_quality"), 0.5),
+        "tasks": lambda: task_table(read("smol_quality"), 0.5),
+        "overlaps": lambda: overlap_table(read("smol_quality"), 0.5),
         "quality": lambda: quality_table(read("mini_quality")),
         "control": lambda: control_table(read("das_control")),
         "sound": lambda: quality_table(read("smol_av_quality")),
@@ -343,23 +375,34 @@ PAGES = {
         "update_mini": lambda: update_search.table(read("mini_update_choice")),
         "update_smol": lambda: update_search.table(read("smol_update_choice")),
         "update_smol_av": lambda: update_search.table(read("smol_av_update_choice")),
-        "update": lambda: "\n".join(
+        "update_levels": lambda: update_search.levels_table(read("smol_update_levels")),
+        "update_lines": lambda: "\n".join(
             update_search.line(
-                read(f"{short}_update_confirmation"), update_search.chosen(read(f"{short}_update_choice"))
+                read(f"{short}_{of}_confirmation"), update_search.chosen(read(f"{short}_{of}_choice"), name)
             )
-            for short in ("mini", "smol")
+            for short, of, name in (
+                ("mini", "update", "least_squares"),
+                ("mini", "admm", "admm"),
+                ("smol_av", "update", "least_squares"),
+            )
         ),
+        "update_cost": lambda: update_cost.table(read("update_cost")),
         "update_confirmed": lambda: update_search.table(read("smol_update_confirmation")),
+        "other_calibration": other_calibration.recorded_table,
+        "rounding": lambda: rounding.table(read("smol_update_levels"), read("smol_update_rounding")),
+        "reconstruction": lambda: block_reconstruction.table(read("smol_update_reconstruction")),
+        "admm_mini": lambda: update_search.table(read("mini_admm_choice")),
         "admm_choice": lambda: update_search.table(read("smol_admm_choice")),
-        "admm": lambda: update_search.line(
-            read("smol_admm_confirmation"), update_search.chosen(read("smol_admm_choice"), "admm")
-        ),
-        "admm_confirmed": lambda: update_search.table(read("smol_admm_confirmation")),
+        "admm_steps": lambda: update_search.table(read("smol_steps_choice")),
+        "text_share": lambda: text_share.table(read("smol_text_share")),
         "real": lambda: real_table(read("smollm2_text")),
         "costs": lambda: cost_table(read("pruning_speed"), read("selection_speed")),
     },
     "book/lmms_eval.md": {"agreement": lambda: agreement.table(read("agreement"))},
-    "book/benchmarks.md": {"benchmarks": benchmark_table.table},
+    "book/benchmarks.md": {
+        "benchmarks": benchmark_table.table,
+        "retention": lambda: retention.table(read("retention")),
+    },
     "book/methods.md": {
         "presets": method_tables.preset_table,
         **{axis: lambda axis=axis: method_tables.axis_table(axis) for axis in method_tables.recipe.METHODS},
@@ -416,7 +459,10 @@ def main() -> None:
     """Refresh pages and figures."""
     for page in PAGES:
         (recording.ROOT / page).write_text(refreshed(page))
-    answers.draw(read("answers"), read("smol_quality"), recording.RESULTS / "answers.png")
+    for name in figure_data.DERIVED:
+        figure_data.write(name)
+    stills.main([])
+    drawings.main()
     outliers.draw(read("outliers"), recording.RESULTS / "outliers.png")
     for short in ("mini", "smol"):
         figures.grid_figure(read(f"{short}_quality")).savefig(recording.RESULTS / f"{short}_quality.png", dpi=150)

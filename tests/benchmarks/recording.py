@@ -1,5 +1,6 @@
 """Recorded results: JSON files in data/results/ with everything needed to read them later."""
 
+import json
 import platform
 import re
 import statistics
@@ -20,6 +21,11 @@ RESULTS = ROOT / "data" / "results"
 def write(name: str, result: dict, folder: Path = RESULTS) -> Path:
     """Write a result beside versions, device and commit, completely or not at all."""
     return write_result(folder / f"{name}.json", {"made_with": surroundings(), **result})
+
+
+def cells(path: Path) -> list[dict]:
+    """Return the cells that a file holds already; none if there is no such file."""
+    return json.loads(path.read_text())["cells"] if path.exists() else []
 
 
 def surroundings() -> dict:

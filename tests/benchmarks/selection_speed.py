@@ -39,7 +39,7 @@ def released(outputs: torch.Tensor, graph: selection.Graph, at_least: int) -> to
     """Compute the picks of the released loop from a finished graph: MMD from scratch after every pick."""
     units = diversity.unit(outputs)
     gain = graph.gain[0].clone()
-    whole = graph.kernel[0].double().mean().item()
+    whole = (graph.cosine[0] - 1).exp().fill_diagonal_(1).double().mean().item()
     picked: list[int] = []
     while len(picked) < len(gain):
         left = gain.clone()

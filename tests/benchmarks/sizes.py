@@ -23,12 +23,12 @@ from tamp import compact, models
 
 LEVELS = (0.3, 0.5, 0.6, 0.7, "2:4")
 MODELS = {
-    "mini-llava-next": {"bfloat16": LEVELS, "float16": (0.5, "2:4")},
+    "mini-llava-next": {"bfloat16": LEVELS, "float16": LEVELS},
     "smol-llava-next": {"bfloat16": LEVELS},
 }
 """Levels to measure, by model and type."""
 
-HARDEST = [("mini-llava-next", "bfloat16", 0.5)]
+HARDEST = [("mini-llava-next", dtype, level) for dtype in ("bfloat16", "float16") for level in (0.5, "2:4")]
 """What ``zstd -19`` codes too, at a few MB a second."""
 
 
@@ -120,13 +120,17 @@ def table(recorded: dict) -> str:
         "| model, type, level | compact | `zstd -3` | `zstd -19` | bitmask and values | whole model, compact |",
         "|---|---|---|---|---|---|",
     ]
-    for row in recorded["rows"]:
+    order = [
+        (name, dtype, level) for name, known in MODELS.items() for dtype, every in known.items() for level in every
+    ]
+    rows = sorted(recorded["rows"], key=lambda row: order.index((row["model"], row["dtype"], row["level"])))
+    for row in rows:
         level = row["level"] if isinstance(row["level"], str) else f"{row['level']:.0%}"
         sizes = [row.get(name, {}).get("bytes") for name in ("compact", "zstd -3", "zstd -19")] + [row["bitmask"]]
         shares = [f"{100 * size / row['plain']:.1f}" if size else "–" for size in sizes]
         shares.append(f"{100 * row['whole'][1] / row['whole'][0]:.1f}")
         lines.append(f"| `{row['model']}`, {row['dtype']}, {level} | {' | '.join(shares)} |")
-    half = next(row for row in reversed(recorded["rows"]) if row["dtype"] == "bfloat16" and row["level"] == 0.5)
+    half = next(row for row in reversed(rows) if row["dtype"] == "bfloat16" and row["level"] == 0.5)
     speeds = [
         " and ".join(f"{half['plain'] / 1e6 / half[name][f'{way}code_seconds']:,.0f}" for way in ("en", "de"))
         for name in ("compact", "zstd -3")

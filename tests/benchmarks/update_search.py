@@ -16,7 +16,7 @@ A second search, ``--of admm``, asks the same of masks that are chosen while the
 falls short: 2:4, and the highest level of the first. Seeds, questions and rule are the same; the cost allowed is larger.
 
 What both searches confirmed on smol-llava-next is then run at the levels of `LEVELS`, on the same samples and questions. No
-choice is made there.
+choice is made there. A third search, ``--of steps``, asks whether fewer steps do, at a lower cost.
 """
 
 import argparse
@@ -28,12 +28,14 @@ import recording
 import search
 
 from tamp.evaluation import results
+from tamp.recipe import PRESETS, Recipe
 
 REFERENCES = ("sparsegpt", "tamp", "atv", "text")
 CHOOSE = {"n_questions": 100, "question_seed": 21, "calibration_seeds": (30,)}
 CONFIRM = {"n_questions": 500, "question_seed": 22, "calibration_seeds": (40, 41, 42)}
 
 LEVELS = (0.4, 0.5, 0.6, "2:4")
+TWO = ("least_squares", "admm")
 
 
 class Search(NamedTuple):
@@ -88,6 +90,13 @@ SEARCHES = {
         records={"choose": "admm_choice", "confirm": "admm_confirmation"},
         references=("sparsegpt",),  # the first confirmation has the others
     ),
+    "steps": Search(
+        candidates=tuple(f"atv:update=admm,update_damping=0.01,admm_steps={steps}" for steps in (8, 12, 16)),
+        cost=1.25,
+        levels={"smol-llava-next": (0.6, "2:4")},
+        records={"choose": "steps_choice", "confirm": "steps_confirmation"},
+        references=("sparsegpt",),
+    ),
 }
 
 
@@ -112,8 +121,16 @@ def difference(grid: dict, method: str, level: float) -> tuple[float, float, flo
 
 def confirmed() -> list[str]:
     """Return what the searches chose on smol-llava-next, with SparseGPT first."""
-    choices = {of: results.recorded(quality.name("smol-llava-next", SEARCHES[of].records["choose"])) for of in SEARCHES}
+    choices = {of: results.recorded(quality.name("smol-llava-next", SEARCHES[of].records["choose"])) for of in TWO}
     return ["sparsegpt", *(chosen(choice, of) for of, choice in choices.items())]
+
+
+def called(method: str) -> str:
+    """Return the name of the preset that a spelled method is, or what it is spelled."""
+    if ":" not in method:
+        return method
+    recipe = Recipe.spelled(method, 0.5)
+    return next((name for name in PRESETS if Recipe.preset(name, sparsity=0.5) == recipe), method)
 
 
 def at_levels() -> dict:
@@ -142,8 +159,40 @@ def levels_table(grid: dict) -> str:
             apart = "–" if method == "sparsegpt" else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
             accuracy, nll, text = (results.mean(cells, field) for field in ("accuracy", "nll", "documentation"))
             name = results.level_name(level)
-            lines.append(f"| {name} | `{method}` | {100 * accuracy:.1f} | {apart} | {nll:.2f} | {text:.0f} |")
+            lines.append(f"| {name} | `{called(method)}` | {100 * accuracy:.1f} | {apart} | {nll:.2f} | {text:.0f} |")
     return "\n".join(lines)
+
+
+def short_table(grid: dict, mixed: dict) -> str:
+    """Write what the README shows of ``repair``: accuracy and perplexity beside SparseGPT's.
+
+    Args:
+        grid: from :func:`at_levels`.
+        mixed: the same at 50 %, calibrated on pictures and prose.
+    """
+    lines = ["| `smol-llava-next` | `sparsegpt` | `repair` | difference | perplexity |", "|---|---|---|---|---|"]
+    method = confirmed()[-1]
+    asked = [(grid, level, results.level_name(level)) for level in results.levels(grid)]
+    for each, level, name in [*asked, (mixed, 0.5, "50 %, half of the samples prose")]:
+        ours, theirs = (results.cells_of(each, which, level) for which in (method, "sparsegpt"))
+        points, low, high = difference(each, method, level)
+        accuracy, text = (
+            [results.mean(cells, field) for cells in (theirs, ours)] for field in ("accuracy", "documentation")
+        )
+        lines.append(
+            f"| {name} | {100 * accuracy[0]:.1f} | {100 * accuracy[1]:.1f} | {points:+.1f} [{low:+.1f}, {high:+.1f}] | "
+            f"{text[0]:.0f}, {text[1]:.0f} |"
+        )
+    cost = [
+        cell["seconds"] / other["seconds"]
+        for level in results.levels(grid)
+        for cell, other in zip(results.cells_of(grid, method, level), results.cells_of(grid, "sparsegpt", level))
+    ]
+    note = (
+        f"Accuracy in per cent. {grid['n_questions']} questions, {grid['n_samples']} samples drawn three times; it takes "
+        f"{statistics.median(cost):.1f} times SparseGPT's seconds on one core."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def table(grid: dict) -> str:
@@ -159,7 +208,7 @@ def table(grid: dict) -> str:
                 said += f"; {results.mean(cells, 'documentation'):.0f}"
             cost = statistics.median(cell["seconds"] / other["seconds"] for cell, other in zip(cells, base))
             row.append(f"{said}) {cost:.2f} x")
-        lines.append(f"| `{method}` | {' | '.join(row)} |")
+        lines.append(f"| `{called(method)}` | {' | '.join(row)} |")
     text = "; perplexity of documentation" if "documentation" in grid["cells"][0] else ""
     seeds = len({cell["calibration_seed"] for cell in grid["cells"] if cell["level"]})
     note = (
@@ -177,7 +226,7 @@ def line(grid: dict, method: str) -> str:
         said.append(
             f"{verdict} SparseGPT at {results.level_name(level)}, {points:+.1f} points [{low:+.1f}, {high:+.1f}]"
         )
-    return f"* `{grid['model']}`, `{method}`: {'; '.join(said)}."
+    return f"* `{grid['model']}`, `{called(method)}`: {'; '.join(said)}."
 
 
 def main(arguments: list[str] | None = None) -> dict:

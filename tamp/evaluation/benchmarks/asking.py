@@ -70,6 +70,7 @@ class Asked:
         videos: names of video files, without their ending.
         audios: sounds as the record holds them, bytes and path.
         task: what kind of question it is.
+        alone: the question without its options, where ``question`` holds them.
     """
 
     question: str
@@ -80,6 +81,7 @@ class Asked:
     videos: tuple[str, ...] = ()
     audios: tuple = ()
     task: str = ""
+    alone: str = ""
 
 
 def option_list(given) -> tuple[str, ...]:
@@ -200,6 +202,7 @@ def blink(record: dict, subtask: str) -> Asked:
         right=_letter(record["answer"], options),
         images=tuple(image for number in range(1, 5) if (image := record.get(f"image_{number}")) is not None),
         task=subtask,
+        alone=record["question"],
     )
 
 
@@ -260,3 +263,8 @@ def blink_prompt(asked: Asked) -> str:
 def in_brackets(asked: Asked) -> str:
     """Return VideoLLaMA 2's prompt for multiple choice."""
     return f"Question: {asked.question}\nOptions:\n{lines(asked, '({})')}{BEST}"
+
+
+def plain(asked: Asked) -> str:
+    """Return the question alone."""
+    return asked.alone or asked.question

@@ -152,13 +152,20 @@ def yes_or_no(text: str, options: Sequence[str]) -> str | None:
     return letters(options)[lowered.index(text.strip().lower())] if text.strip().lower() in lowered else None
 
 
+def _words(text: str) -> str:
+    """Return a text without capitals, punctuation and blanks around it."""
+    return text.lower().translate(str.maketrans("", "", string.punctuation)).strip()
+
+
+def named_option(text: str, options: Sequence[str]) -> str | None:
+    """Return the letter of the only option that is the whole answer, capitals and punctuation aside (plain questions)."""
+    named = [letter for letter, option in zip(letters(options), options) if _words(option) == _words(text)]
+    return named[0] if len(named) == 1 else None
+
+
 def same_words(text: str, answers: Sequence[str]) -> float:
     """Return 1 if an answer is the right one, capitals and punctuation aside, else 0 (Clotho-AQA)."""
-
-    def plain(each: str) -> str:
-        return each.lower().translate(str.maketrans("", "", string.punctuation)).strip()
-
-    return float(plain(text) == plain(answers[0]))
+    return float(_words(text) == _words(answers[0]))
 
 
 def vqa_accuracy(text: str, answers: Sequence[str]) -> float:

@@ -1,6 +1,7 @@
 """Running a published benchmark: records are read, answered and recorded batch by batch, and a stopped run goes on."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 import tempfile
@@ -16,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from tamp import conversations, media, passes, records
-from tamp.errors import UserError, unknown
+from tamp.errors import UserError, unknown, whole
 from tamp.evaluation import scoring
 from tamp.evaluation.benchmarks import rules
 from tamp.evaluation.benchmarks.asking import Asked
@@ -52,9 +53,25 @@ def check(processor, name: str, protocol: str | None = None, frames: int | None 
     protocol = protocol or next(iter(known.protocols))
     if protocol not in known.protocols:
         raise unknown(f"protocol of {known.title}", protocol, known.protocols)
+    if frames is not None and known.kind != "video":
+        raise UserError(f"frames={frames} has no effect on {known.title}, which shows no videos: leave it out.")
+    if frames is not None and (whole(frames) or 0) < 1:
+        raise UserError(f"frames is a whole number of at least 1, not {frames!r}.")
     kind = "image" if known.kind == "video" and frames else known.kind
     conversations.render(processor, records.dialogue("?", None, **{f"{kind}s": ("",)}), prompt=True)
     return known.protocols[protocol]
+
+
+def chosen(names: Sequence[str], protocol: str | None) -> dict[str, str | None]:
+    """Return the protocol of each benchmark: the one that was asked for where it has it, else None, its first.
+
+    Raises:
+        UserError: if no benchmark has the one that was asked for.
+    """
+    known = {each: None for name in names for each in row(name).protocols}
+    if protocol and known and protocol not in known:
+        raise unknown("protocol", protocol, known)
+    return {name: protocol if protocol in TABLE[name].protocols else None for name in names}
 
 
 def parts(known: Published, limit: int | None) -> list[tuple[str | None, int | None]]:
@@ -90,7 +107,8 @@ def answers(
         data: a local copy of its repository; None to read from the hub.
         protocol: prompts and rules, a key of the row's ``protocols``; the first by default.
         batch_size: questions answered at once; their media are all that is in memory.
-        recorded: JSONL file to record every answer in. If it exists, the run goes on after what it holds.
+        recorded: JSONL file to record every answer in. If it exists, the run goes on after what it holds. When the run is
+            finished, the table is also written beside it as parquet, if pyarrow is installed.
         likelihood: also compare the options by likelihood.
         frames: show so many frames of a video as pictures, for a model that takes no videos.
         progress: show a bar, with the time that is left.
@@ -105,11 +123,12 @@ def answers(
             or the file holds answers of another run.
     """
     known = row(name)
-    chosen = check(processor, name, protocol, frames)
-    if limit is not None and limit < 1:
+    if limit is not None and (whole(limit) or 0) < 1:
         raise UserError(f"A benchmark needs at least one question, not {limit}.")
-    if batch_size < 1:
+    if (whole(batch_size) or 0) < 1:
         raise UserError(f"A batch needs at least one question, not {batch_size}.")
+    chosen = check(processor, name, protocol, frames)
+    limit, batch_size, frames = (each if each is None else whole(each) for each in (limit, batch_size, frames))
     protocol = protocol or next(iter(known.protocols))
     source = Source(name, known, data)
     shares = parts(known, limit)
@@ -120,7 +139,9 @@ def answers(
     done = _read(Path(recorded), head) if recorded else []
     finished = {(line["configuration"], line["number"]) for line in done}
     run = _Run(model, processor, known, chosen, source, likelihood, frames)
-    bar = tqdm(total=limit or known.size, desc=name, disable=not progress)
+    counts = [source.count(configuration) for configuration, _ in shares] if progress and not limit else [None]
+    total = limit or (known.size if None in counts else sum(counts))
+    bar = tqdm(total=total, desc=name, disable=not progress)
     made = list(done)
     with bar, passes.undisturbed(model):
         for batch in _batches(source, shares, finished, batch_size, bar):
@@ -139,7 +160,13 @@ def answers(
         and (asked[line["configuration"]] is None or line["number"] < asked[line["configuration"]])
     ]
     made.sort(key=lambda line: (order[line["configuration"]], line["number"]))
-    return _table(made, known, name, protocol)
+    table = _table(made, known, name, protocol)
+    if recorded and importlib.util.find_spec("pyarrow"):
+        target = Path(recorded).with_suffix(".parquet")
+        part = target.with_name(f".{target.name}.part")
+        table.to_parquet(part, engine="pyarrow", index=False)
+        part.replace(target)
+    return table
 
 
 def _table(made: list[dict], known: Published, name: str, protocol: str) -> pd.DataFrame:
@@ -217,7 +244,7 @@ class _Run:
             try:
                 one = self.known.read(record, configuration or "")
                 given, missing = self._media(one, scratch / f"{len(lines)}")
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
                 said = f"it has no column {error}" if isinstance(error, KeyError) else str(error)
                 raise UserError(f"{where}: {said}") from error
             lines.append(line | {"missing": missing} if missing else line)
@@ -238,7 +265,10 @@ class _Run:
 
     def _media(self, one: Asked, scratch: Path) -> tuple[dict[str, tuple], str]:
         """Open a question's media; the name of the first file that is missing, or ""."""
-        images = [records.picture(image) for image in one.images]
+        for given in (*one.images, *one.audios):
+            if self._held(given) is None:
+                return {}, str((given or {}).get("path") or "a file without a name")
+        images = [records.picture(self._held(image)) for image in one.images]
         videos = [(name, self.source.video(name)) for name in one.videos]
         if missing := next((name for name, path in videos if path is None), ""):
             return {}, missing
@@ -246,19 +276,27 @@ class _Run:
             images += [Image.fromarray(frame) for _, path in videos for frame in media.read_video(path, self.frames)]
             videos = []
         audios = []
-        for number, sound in enumerate(one.audios):
-            if not isinstance(sound, dict) or not isinstance(sound.get("bytes"), bytes):
-                return {}, str(sound.get("path") if isinstance(sound, dict) else sound)
-            path = scratch.with_name(f"{scratch.name}-{number}{_ending(sound['bytes'])}")
-            path.write_bytes(sound["bytes"])
-            audios.append(str(path))
+        for number, sound in enumerate(map(self._held, one.audios)):
+            if isinstance(sound, bytes):
+                path = scratch.with_name(f"{scratch.name}-{number}{_ending(sound)}")
+                path.write_bytes(sound)
+                sound = path
+            audios.append(str(sound))
         return {"images": tuple(images), "videos": tuple(str(path) for _, path in videos), "audios": tuple(audios)}, ""
+
+    def _held(self, given: dict | None) -> bytes | Path | None:
+        """Return the bytes of a picture or sound, or its file in a local copy; None if there is neither."""
+        given = given or {}
+        if isinstance(given.get("bytes"), bytes):
+            return given["bytes"]
+        path = Path(self.source.root) / (given.get("path") or "")
+        return path if path.is_file() else None
 
     def _question(self, one: Asked, given: dict[str, tuple]) -> Question:
         """Write a question with its options as answers."""
         known = rules.letters(one.options)
         written = {
-            letter: self.protocol.choice.format(letter=letter, option=option)
+            letter: self.protocol.choice.format(letter=letter, option=option, lower=option.lower())
             for letter, option in zip(known, one.options)
         }
         usual = max(one.answers, key=one.answers.count) if one.answers else written[one.right]

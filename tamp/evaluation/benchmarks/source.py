@@ -7,6 +7,7 @@ needs, and single files out of zip archives without unpacking these. Media stay 
 import contextlib
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
@@ -20,6 +21,7 @@ from tamp.files import cache_folder
 ROWS = 4
 """Records that are decoded from a row group at once."""
 
+TABLES = (".parquet", ".json", ".jsonl")
 VIDEOS = (".mp4", ".mkv", ".avi", ".webm", ".mov", ".gif")
 
 
@@ -29,7 +31,8 @@ class Source:
     Args:
         name: of the benchmark.
         row: its row of the table.
-        data: a folder laid out like the repository, or one parquet, JSON or JSONL file; None for the hub.
+        data: a folder laid out like the repository, or one parquet, JSON or JSONL file; None for the hub. A folder of videos
+            alone, such as those that lmms-eval unpacks, gives the videos; then the records are the hub's.
 
     Attributes:
         files: every file, as a path from the root.
@@ -50,9 +53,9 @@ class Source:
         else:
             import fsspec
 
-            path = Path(data).expanduser().resolve()
-            if not path.exists():
-                raise UserError(f"There is no folder {data} with a copy of {row.hub}.")
+            path = Path(os.path.abspath(os.path.expanduser(data)))
+            if not os.path.exists(path):
+                raise UserError(f"There is no folder {data!s:.200} with a copy of {row.hub}.")
             self.system, self.root = fsspec.filesystem("file"), path.as_posix()
         self.alone = data is not None and path.is_file()
         with self._reached():
@@ -61,6 +64,10 @@ class Source:
         self.root = root.as_posix()
         self.files = sorted(PurePosixPath(path).relative_to(root).as_posix() for path in listed)
         self._places: dict[str, list[tuple[str, str]]] | None = None
+        self.asked = self  # where the records are
+        endings = {PurePosixPath(path).suffix.lower() for path in self.files}
+        if not self.hub and not endings.intersection(TABLES) and endings.intersection((".zip", *VIDEOS)):
+            self.asked = Source(name, row)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
@@ -83,7 +90,9 @@ class Source:
         Raises:
             UserError: if there are none.
         """
-        found = [path for path in self.files if path.endswith((".parquet", ".json", ".jsonl"))]
+        if self.asked is not self:
+            return self.asked.tables(configuration)
+        found = [path for path in self.files if path.endswith(TABLES)]
         if not self.alone:
             split = self.row.split
 
@@ -104,6 +113,16 @@ class Source:
             )
         return found
 
+    def count(self, configuration: str | None) -> int | None:
+        """Return how many records a local copy holds, by the footers of its parquet files; None where they do not tell."""
+        paths = self.tables(configuration)
+        if self.asked.hub or not all(path.endswith(".parquet") for path in paths):
+            return None
+        with self._reached():
+            from pyarrow import parquet
+
+            return sum(parquet.read_metadata(f"{self.root}/{path}").num_rows for path in paths)
+
     def records(self, configuration: str | None, first: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield a configuration's records in order, each with its ``_number``; no more than needed is read.
 
@@ -112,10 +131,11 @@ class Source:
             first: how many; None for all.
         """
         number = 0
-        for path in self.tables(configuration):
+        source = self.asked
+        for path in source.tables(configuration):
             if number == first:
                 return
-            rows = self._parquet(path) if path.endswith(".parquet") else self._json(path)
+            rows = source._parquet(path) if path.endswith(".parquet") else source._json(path)
             left = None if first is None else first - number
             with contextlib.closing(rows):
                 for record in islice(rows, left):
@@ -128,8 +148,12 @@ class Source:
         except ImportError as error:
             raise UserError(f"{path} is parquet, and reading it needs pyarrow: pip install pyarrow.") from error
         with self._reached(), self.system.open(f"{self.root}/{path}", "rb") as file:
-            for batch in parquet.ParquetFile(file).iter_batches(batch_size=ROWS):
-                yield from batch.to_pylist()
+            whole = parquet.ParquetFile(file)
+            for group in range(
+                whole.num_row_groups
+            ):  # of several groups at once, all would be fetched at the beginning
+                for batch in whole.iter_batches(batch_size=ROWS, row_groups=[group]):
+                    yield from batch.to_pylist()
 
     def _json(self, path: str) -> Iterator[dict]:
         with self._reached(), self.system.open(f"{self.root}/{path}", "rb") as file:

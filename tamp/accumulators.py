@@ -1,0 +1,226 @@
+"""What the inputs of a matrix add up to over calibration tokens: squares, variances, outer products."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+FEW = 32
+"""Tokens below which an expert's own statistic says too little: the norm of an input is then known to about an eighth."""
+
+
+class MeanSquare:
+    """Accumulates the mean over tokens of the squared inputs of a linear."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
+        _check_width(inputs, len(self.total))
+        squares = inputs.float().square()
+        part = (squares if mass is None else squares * mass[:, None]).sum(0, dtype=torch.float64)
+        self.total += part
+        self.count += len(inputs)
+        return part
+
+    def value(self) -> Tensor:
+        """Return the mean square of every input, (width,) float32."""
+        return (self.total / max(self.count, 1)).float()
+
+
+class Variance:
+    """Accumulates the variance over tokens of the inputs of a linear."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(2, width, dtype=torch.float64, device=device)  # of squares, of values
+        self.count = 0
+
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
+        _check_width(inputs, self.total.shape[1])
+        values = inputs.double()
+        weighted = values if mass is None else values * mass[:, None]
+        part = torch.stack([(weighted * values).sum(0), weighted.sum(0)])
+        self.total += part
+        self.count += len(inputs)
+        return part
+
+    def value(self) -> Tensor:
+        """Return the variance of every input, (width,) float32."""
+        square, mean = self.total / max(self.count, 1)
+        return (square - mean.square()).clamp(min=0).float()
+
+
+class Hessian:
+    """Accumulates the mean over tokens of ``x x^T``, the Hessian of a linear's squared error up to a factor."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
+        self.total = torch.zeros(width, width, dtype=dtype or exact_type(device), device=device)
+        self.count = 0
+
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
+        _check_width(inputs, len(self.total))
+        part = product((inputs if mass is None else inputs * mass[:, None]).T, inputs)
+        self.total += part
+        self.count += len(inputs)
+        return part
+
+    def value(self) -> Tensor:
+        """Return the mean outer product, (width, width) float32."""
+        return (self.total / max(self.count, 1)).float()
+
+
+class Covariance(Hessian):
+    """Accumulates the mean over tokens of ``x x^T`` less that of the mean input with itself."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
+        self.count = 0  # the last row of the total: sums of inputs
+        self.total = torch.zeros(width + 1, width, dtype=dtype or exact_type(device), device=device)
+
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
+        _check_width(inputs, self.total.shape[1])
+        inputs = inputs.float()
+        weighted = inputs if mass is None else inputs * mass[:, None]
+        part = torch.cat([weighted.T @ inputs, weighted.sum(0, keepdim=True)])
+        self.total += part
+        self.count += len(inputs)
+        return part
+
+    def value(self) -> Tensor:
+        """Return the covariance, (width, width) float32; an input that hardly varies about a large mean has none."""
+        moments = self.total / max(self.count, 1)
+        square, mean = moments[:-1], moments[-1:]
+        found = square - mean.T @ mean
+        varies = found.diagonal() > 1e-6 * square.diagonal()  # below that it is rounding
+        return (found * varies * varies[:, None]).float()
+
+
+def product(first: Tensor, second: Tensor, out: Tensor | None = None) -> Tensor:
+    """Multiply matrices of any float type, the result in float32: (A, B) and (B, C) to (A, C).
+
+    A GPU takes half precision as it is: its products are exact in float32, in which they are added up.
+    """
+    half = first.dtype in (torch.float16, torch.bfloat16) and first.dtype == second.dtype
+    if half and first.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # from PyTorch 2.8 on
+        return torch.mm(first, second, out_dtype=torch.float32, **({} if out is None else {"out": out}))
+    return torch.mm(first.float(), second.float(), out=out)
+
+
+def exact_type(device: torch.device | str) -> torch.dtype:
+    """Return the type in which outer products are added up: float64 on a CPU, float32 where that would take long."""
+    return torch.float64 if torch.device(device).type == "cpu" else torch.float32
+
+
+def _check_width(inputs: Tensor, width: int) -> None:
+    if inputs.ndim != 2 or inputs.shape[1] != width:
+        raise ValueError(f"inputs are (tokens, {width}), not {tuple(inputs.shape)}")
+
+
+def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor | None]) -> None:
+    """Add the chosen tokens of every matrix's inputs (T, in) to its accumulator.
+
+    Matrices that read the same tensor and the same tokens (query, key and value, say) share the work.
+
+    Args:
+        statistics: accumulator per matrix.
+        inputs: (T, in) per matrix.
+        chosen: per matrix (T,) bool, (T,) a mass for each token, or (n,) int64 positions; None for every token.
+    """
+    readers: dict[tuple, list[str]] = defaultdict(list)
+    for name, tensor in inputs.items():
+        readers[tensor.data_ptr(), tensor.shape, id(chosen[name])].append(name)
+    places: dict[int, Tensor | None] = {}
+    for first, *others in readers.values():
+        if isinstance(statistics[first], Hessian):  # of the size of a weight: those that always read the same have one
+            _share(statistics, [first, *others])
+        part = statistics[first].add(*_counting(inputs[first], chosen[first], places))
+        for name in others:
+            if statistics[name] is not statistics[first]:
+                statistics[name].total += part
+                statistics[name].count = statistics[first].count
+
+
+def _share(statistics: dict, readers: list[str]) -> None:
+    """Let matrices have one accumulator together while it is empty; one shared with others too is copied for them."""
+    first = statistics[readers[0]]
+    owners = {name for name, statistic in statistics.items() if statistic is first}
+    if not owners <= set(readers):
+        first = copy.deepcopy(first)
+        statistics.update(dict.fromkeys(owners & set(readers), first))
+    if not any(statistics[name].count for name in readers):
+        statistics.update(dict.fromkeys(readers, first))
+
+
+def _counting(tensor: Tensor, chosen: Tensor | None, places: dict[int, Tensor | None]) -> tuple[Tensor, ...]:
+    """Take the tokens that count, (T, in) to (n, in), and their masses (n,) if they have any.
+
+    Args:
+        tensor: the tokens.
+        chosen: which of them, see :func:`add`.
+        places: positions by mask, filled here: a GPU is waited for once per mask.
+    """
+    if chosen is None:
+        return (tensor,)
+    if chosen.dtype == torch.long:
+        return (tensor.index_select(0, chosen),)
+    mass = chosen.dtype != torch.bool
+    if id(chosen) not in places:
+        index = (chosen > 0).nonzero().flatten()
+        places[id(chosen)] = None if len(index) == len(chosen) else index
+    index = places[id(chosen)]
+    parts = (tensor, chosen) if mass else (tensor,)
+    return parts if index is None else tuple(part.index_select(0, index) for part in parts)
+
+
+def add_shared(
+    statistics: dict, make: Callable, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor | None]
+) -> None:
+    """Add the chosen tokens of every matrix's inputs to accumulators; matrices with the same input have one together.
+
+    Args:
+        statistics: accumulator per matrix, filled with the first tokens.
+        make: ``(width, device) -> accumulator``.
+        inputs: (T, in) per matrix.
+        chosen: (T,) bool per matrix, None for every token.
+    """
+    seen: dict[tuple, str] = {}
+    places: dict[int, Tensor | None] = {}
+    for name, tensor in inputs.items():
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape), name)
+        if name not in statistics:
+            known = statistics.get(first)
+            statistics[name] = known if known is not None else make(tensor.shape[1], tensor.device)
+        if first == name or statistics[name] is not statistics[first]:
+            statistics[name].add(*_counting(tensor, chosen[name], places))
+
+
+def pool(statistics: dict) -> list[str]:
+    """Give experts that fewer than ``FEW`` tokens reached the statistic of all experts in their tensor.
+
+    Args:
+        statistics: accumulator per matrix; experts are called ``tensor[number]``.
+
+    Returns:
+        The names of those experts.
+    """
+    tensors: dict[str, list[str]] = defaultdict(list)
+    for name in statistics:
+        if "[" in name:
+            tensors[name.partition("[")[0]].append(name)
+    pooled = []
+    for names in tensors.values():
+        few = [name for name in names if statistics[name].count < FEW]
+        if few:
+            total = sum(statistics[name].total for name in names)
+            count = sum(statistics[name].count for name in names)
+            for name in few:
+                statistics[name] = copy.copy(statistics[name])  # it may be shared
+                statistics[name].total, statistics[name].count = total, count
+            pooled += few
+    return pooled
