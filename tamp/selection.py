@@ -19,6 +19,7 @@ from tamp.methods import Option, Tokens
 from tamp.models import TEXT
 
 ENTRIES = 2**26  # cosines (float32) of the sets that are picked together on a CPU: 256 MiB
+TOGETHER = 2**20  # on a CPU, cosines of different samples that are picked together: 4 MiB, which caches hold
 CHECK_EVERY = 16  # on a GPU, picks between two looks at whether every set is done: each look waits for the device
 
 
@@ -126,8 +127,10 @@ def _select(sets: Sequence[tuple], at_least: int = 0, **settings) -> Iterator[tu
         return
     device = sets[0][2].device
     entries = lock_step(device) // 4
-    together = torch.cat([modality for *_, modality in sets])
-    hosts = together.cpu().split([len(modality) for *_, modality in sets])  # one wait for what is known of all
+    together = min(entries, TOGETHER) if device.type == "cpu" else entries
+    hosts = (
+        torch.cat([modality for *_, modality in sets]).cpu().split([len(modality) for *_, modality in sets])
+    )  # one wait for what is known of all
     hosts = [(host, host[host >= 0]) for host in hosts]
     parts = [
         (position, slice(start, start + step), min(step, count - start) * len(valid) ** 2)
@@ -138,7 +141,7 @@ def _select(sets: Sequence[tuple], at_least: int = 0, **settings) -> Iterator[tu
     ]
     while parts:
         ends = itertools.accumulate(entries for *_, entries in parts)
-        now = parts[: max(1, sum(end <= entries for end in ends))]
+        now = parts[: max(1, sum(end <= together for end in ends))]
         parts = parts[len(now) :]
         graphs, kept = [], []
         for position, linears, _ in now:

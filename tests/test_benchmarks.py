@@ -2,7 +2,11 @@
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import block_reconstruction
 import convergence
@@ -42,10 +46,58 @@ def test_selection_speed_compares_like_with_like(tmp_path):
     assert json.loads((tmp_path / "selection_speed.json").read_text())["made_with"]["torch"]
 
 
-def test_full_scale_runs_scaled_down(tmp_path):
-    result = full_scale.main(["--scale", "tiny", "--n", "1", "--device", "cpu", "--out", str(tmp_path)])
-    assert set(result["over_wanda"]) == {"wanda", "amia", "tamp", "sparsegpt"}
-    assert all(spent > 0 for spent in result["seconds"].values())
+def test_full_scale_runs_scaled_down_and_survives_what_does_not_fit(tmp_path, monkeypatch):
+    prune = tamp.prune
+
+    def tight(model, samples, recipe, **options):
+        if recipe.criterion == "sparsegpt":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return prune(model, samples, recipe, **options)
+
+    monkeypatch.setattr(tamp, "prune", tight, raising=False)
+    tiny_run = [
+        "--scale",
+        "tiny",
+        "--n",
+        "2",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+        "--methods",
+        "wanda",
+        "tamp",
+        "sparsegpt",
+    ]
+    result = full_scale.main([*tiny_run, "--out", str(tmp_path)])
+    assert set(result["over_wanda"]) == {"wanda", "tamp"} and list(result["out_of_memory"]) == ["sparsegpt"]
+    assert set(result["phases"]["tamp"]) == {"capture", "allocate", "calibrate", "prune", "replay"}
+    assert json.loads((tmp_path / "gpu_full_scale.json").read_text())["seconds"] == result["seconds"]
+
+
+def test_all_that_wants_a_gpu_can_be_rehearsed_without_one(tmp_path):
+    script = Path(__file__).parent / "benchmarks" / "gpu.sh"
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", script, "--rehearse", tmp_path], capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert set(records) == {f"gpu_{part}.json" for part in ("tests", "full_scale", "semi_structured", "updates")}
+    assert (
+        records["gpu_tests.json"]["tests"]["test_a_preset_finds_nearly_the_masks_of_the_cpu[wanda-llama]"] == "passed"
+    )
+    assert len(records["gpu_semi_structured.json"]["rows"]) == 8
+    assert set(records["gpu_updates.json"]["updates"]) == {"least_squares", "admm", "sparsegpt"}
+
+
+def test_a_part_that_fails_does_not_stop_the_next(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$1" >> "$(dirname "$0")/began"\n[ "$1" != tests/benchmarks/full_scale.py ]\n')
+    python.chmod(0o755)
+    script = Path(__file__).parent / "benchmarks" / "gpu.sh"
+    done = subprocess.run(["bash", script, tmp_path / "out"], env={**os.environ, "PYTHON": str(python)})
+    assert done.returncode == 1 and len((tmp_path / "began").read_text().splitlines()) == 4
 
 
 def test_full_scale_is_the_published_architecture():

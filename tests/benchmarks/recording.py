@@ -30,9 +30,13 @@ def cells(path: Path) -> list[dict]:
 
 def surroundings() -> dict:
     """Describe what a result was made with."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    try:
+        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        commit = asked.stdout.strip()
+    except FileNotFoundError:  # a machine without git
+        commit = ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    return {**versions(), "device": device, "threads": torch.get_num_threads(), "commit": commit.stdout.strip()}
+    return {**versions(), "device": device, "threads": torch.get_num_threads(), "commit": commit}
 
 
 def filled(text: str, mark: str, content: str) -> str:
