@@ -118,6 +118,7 @@ class Mode(TorchFunctionMode):
 def device():
     """Let ``"cuda"`` be the other device inside, and yield it."""
     absent = {"reset_peak_memory_stats": None, "max_memory_allocated": 0, "synchronize": None}  # without CUDA
+    absent["mem_get_info"] = 2**34, 2**34
     with contextlib.ExitStack() as stack:
         for name, value in absent.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, return_value=value))
