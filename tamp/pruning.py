@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tamp import choices, criteria, masks, models, onloading, passes, planning, plans, ranks, updates, walk
+from tamp import choices, criteria, masks, models, onloading, passes, planning, plans, ranks, selection, updates, walk
 from tamp.captured import check_end
 from tamp.errors import UserError
 from tamp.methods import name_of
@@ -246,6 +246,8 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
     hessians: dict = {}
     waiting: list[walk.Row] = []
     held = rows = 0
+    device = step.samples[0].modality.device
+    most = LOCK_STEP if device.type == "cpu" else max(LOCK_STEP, selection.lock_step(device))
     unread = False
 
     def add() -> None:
@@ -258,7 +260,7 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
 
     number = None
     for row in step:
-        if waiting and (not rule.together or (row.sample != number and held >= LOCK_STEP)):
+        if waiting and (not rule.together or (row.sample != number and held >= most)):
             add()
             waiting, held = [], 0
         waiting.append(row)

@@ -171,9 +171,11 @@ class Step:
             dense = self._dense.pop(0)
             if dense is None:
                 continue
-            entering, valid = sample.entering(), sample.modality >= 0
-            after, dense = sample.run(self.block, self.position, entering), away(dense, valid.device)
-            parts = sample.tokens(after - dense)[valid], sample.tokens(dense - entering)[valid]
+            entering = sample.entering()
+            after, dense = sample.run(self.block, self.position, entering), away(dense, sample.modality.device)
+            parts = [sample.tokens(each) for each in (after - dense, dense - entering)]
+            if sample.padded:
+                parts = [part[sample.modality >= 0] for part in parts]
             sums += torch.stack([part.float().square().sum(dtype=torch.float64) for part in parts])
             sample.hidden = hidden_of(sample.last)
         wrong, added = ranks.summed(sums).tolist()
