@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 from tamp import zoo
 from tamp.cache import waiting
 from tamp.errors import UserError, missing_package, torchvision_misfit, unknown
-from tamp.files import recovered
+from tamp.files import located, recovered
 from tamp.onloading import resolve_device
 
 TORCHVISION_FILTERS = {Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
@@ -144,6 +144,9 @@ def _source(name: str) -> tuple[str, Path]:
         UserError: if it is neither known, nor a folder with a model, nor spelled like a hub id.
     """
     folder = zoo.folder(name) if name in zoo.MODELS else Path(name)
+    if name.startswith("~"):
+        folder = located(folder)
+        name = str(folder)
     recovered(folder)
     if os.path.isdir(folder):  # which takes a name that is too long
         if not (folder / "config.json").is_file():

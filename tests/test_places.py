@@ -1,6 +1,7 @@
 """Places and names: outputs that cannot be written are refused before the work, and nothing that is there is harmed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tamp
-from tamp import cli, files, packs
+from tamp import cli, files, packs, zoo
 from tamp.errors import UserError
 
 
@@ -132,6 +133,8 @@ def test_home_is_filled_in_wherever_something_is_read(tmp_path, monkeypatch, pro
     (tmp_path / "m").mkdir()
     (tmp_path / "s.jsonl").rename(tmp_path / "m" / "s.jsonl")
     assert len(tamp.calibration_set("~/m/s.jsonl", processor, 1, media="~")) == 1
+    shutil.copytree(zoo.folder("mini-llava-next"), tmp_path / "copied")
+    assert tamp.load("~/copied", "cpu")[0].config.model_type == "llava_next"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"settings": 3}', '{"settings": {}}'])

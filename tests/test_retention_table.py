@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import tamp
 from tamp import cli
@@ -53,6 +55,28 @@ def test_a_stopped_table_goes_on_with_the_cells_that_are_missing(table, monkeypa
     assert json.loads((out / "table.json").read_text())["rows"] == before
     monkeypatch.setattr(retention_table.loading, "load", None)
     assert cli.main(line) == 0  # nothing is missing: no model is loaded
+
+
+def test_on_a_gpu_a_model_is_pruned_one_block_at_a_time_and_asked_whole(table, monkeypatch):
+    out, line = table
+    path = out / "cells" / "wanda-0.5-pope.json"
+    kept, seen = path.read_text(), []
+    path.unlink()
+    model = SimpleNamespace(to=lambda device: seen.append(f"to {device}"))
+    stubs = {
+        "loading.resolve_device": lambda device: torch.device("cuda"),
+        "loading.load": lambda name, device, dtype, offload: (seen.append(f"offload {offload}"), (model, None))[1],
+        "pruning.prune": lambda *given, **named: (seen.append("prune"), SimpleNamespace(sparsity=0.5, seconds={}))[1],
+        "benchmarks.check": lambda *given: None,
+        "benchmarks.answers": lambda *given, **named: 1 / 0,
+        "calibration.calibration_set": lambda *given, **named: [],
+        "running.fingerprint": lambda model: "",
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"tamp.evaluation.retention_table.{name}", stub)
+    assert cli.main(line) == 1
+    assert seen == ["offload True", "prune", "to cuda"]
+    path.write_text(kept)
 
 
 def test_a_folder_with_another_table_is_refused(table, tmp_path, capsys):

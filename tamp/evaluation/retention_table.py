@@ -106,7 +106,8 @@ def make(
         if not missing:
             continue
         method, level, seed = cell
-        model, processor = loading.load(settings.model, device, settings.dtype)
+        away = cell != DENSE and loading.resolve_device(device).type == "cuda"  # one block at a time while it is pruned
+        model, processor = loading.load(settings.model, device, settings.dtype, away)
         for name in names:
             benchmarks.check(processor, name, protocols[name], _frames(settings, name))
         made = {"method": method, "level": level}
@@ -118,6 +119,8 @@ def make(
                 )
             done = pruning.prune(model, samples if recipe.needs_samples else None, recipe, progress=progress)
             made |= {"sparsity": done.sparsity, "seconds": round(sum(done.seconds.values()), 2)}
+        if away:
+            model = model.to(loading.resolve_device(device))
         for name in missing:
             where = Path(data) / name if data is not None and (Path(data) / name).is_dir() else data
             slug = _path(folder, cell, name).stem
