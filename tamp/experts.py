@@ -315,7 +315,7 @@ def score(
             if own.gates.keys() != own.outputs.keys():
                 raise UserError(f"{type(step.block).__name__} does not say how its experts' outputs are weighed.")
             if own.outputs:
-                chosen = choices.by_matrix(own, rule.choose([own], recipe.options)[0])
+                chosen = choices.masses(own, rule.choose([own], recipe.options)[0])
                 for tally in here:
                     _add(
                         model,
@@ -349,7 +349,7 @@ def _add(model: nn.Module, tally: Tally, row: walk.Row, chosen: dict[str, Tensor
         model: the model.
         tally: where to.
         row: with the experts' matrices alone.
-        chosen: which tokens count, or with what mass, per matrix.
+        chosen: mass of every token per matrix.
         experts: number of the expert per matrix, those of this pool.
     """
     names = [name for name in row.outputs if name in experts]
@@ -361,7 +361,7 @@ def _add(model: nn.Module, tally: Tally, row: walk.Row, chosen: dict[str, Tensor
         left = module.post_expert_norm(left)
     added = left.float().norm(dim=-1).double() * torch.cat([row.gates[name] for name in names]).double().abs()  # (n,)
     codes = torch.cat([row.codes_at(row.places.get(name)) for name in names]).to(left.device)
-    mass = torch.stack([torch.cat([chosen[name].double() for name in names]).to(left.device), (codes >= 0).double()], 1)
+    mass = torch.stack([torch.cat([chosen[name] for name in names]), (codes >= 0).double()], 1)
     numbers = torch.tensor([experts[name] for name in names], device=left.device)
     owner = numbers.repeat_interleave(torch.tensor([len(row.outputs[name]) for name in names], device=left.device))
     tally.added.index_add_(0, owner, added[:, None] * mass)

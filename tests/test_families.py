@@ -6,7 +6,7 @@ import torch
 from whole_passes import wanda_by_whole_passes
 
 import tamp
-from tamp import criteria, models
+from tamp import accumulators, models
 from tamp.errors import UserError
 from tamp.recipe import Recipe
 
@@ -90,7 +90,7 @@ EXPERTS = ("aria", "ernie4_5_vl_moe", "gpt_oss", "kimi_k25", "llama4", "nemotron
 
 @pytest.mark.parametrize("family", EXPERTS)
 def test_experts_are_pruned_by_the_tokens_routed_to_them(family, monkeypatch):
-    monkeypatch.setattr(criteria, "FEW", 1)  # pooled only where no token came
+    monkeypatch.setattr(accumulators, "FEW", 1)  # pooled only where no token came
     model, samples = families.build(family)
     report = prune(model, samples)
     whole, _ = families.build(family)

@@ -1,6 +1,7 @@
 """Which tokens AMIA selects, alone and many samples and linears in lock step."""
 
 import math
+from types import SimpleNamespace
 
 import oracles
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tamp import selection
+from tamp import choices, selection
 
 checked = settings(deadline=None, derandomize=True, max_examples=600)
 few = settings(checked, max_examples=60)
@@ -375,3 +376,14 @@ def test_atv_on_one_modality_takes_what_there_is():
     assert not selection.atv(tokens, -tokens, torch.zeros(5), 2).any()
     few = torch.tensor([0, 2, 2, 2, 2])
     assert selection.atv(tokens, -tokens, few, 2).all()  # drift 2: as many as there are words, if there are as many
+
+
+def test_masses_are_read_whichever_way_tokens_were_chosen():
+    row = SimpleNamespace(inputs={"q": torch.zeros(4, 3), "up": torch.zeros(4, 3)}, places={})
+    row.groups = lambda: [(["q", "up"], None)]
+    mask = torch.tensor([True, False, True, False])
+    for chosen in (mask, torch.stack([mask, mask]), {name: torch.tensor([0, 2]) for name in row.inputs}):
+        found = choices.masses(row, chosen)
+        assert all(found[name].tolist() == [1, 0, 1, 0] for name in row.inputs)
+    assert choices.masses(row, None)["up"].tolist() == [1, 1, 1, 1]
+    assert choices.masses(row, torch.tensor([0.5, 0, 2, 1]))["q"].tolist() == [0.5, 0, 2, 1]

@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tamp import criteria, masks, models
+from tamp import accumulators, masks, models
 
 
 def pointer(tensor: torch.Tensor) -> int | None:
@@ -58,7 +58,7 @@ def wanda_by_whole_passes(model, samples: list[dict], sparsity: float) -> dict[s
             for sample in samples:
                 models.speaker(model)(**models.to_model(model, sample), use_cache=False)
         for name, matrix in matrices.items():
-            square, few = products.squares[name], products.counts[name] < criteria.FEW
+            square, few = products.squares[name], products.counts[name] < accumulators.FEW
             if "[" in name and few:
                 like = [each for each in matrices if each.partition("[")[0] == name.partition("[")[0]]
                 square = sum(products.squares[each] for each in like)

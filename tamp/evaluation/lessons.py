@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from tamp import conversations, loading, models
+from tamp import choices, conversations, loading, models, selection
 from tamp.evaluation import figures
 from tamp.plans import Plan
 from tamp.records import Question
@@ -190,3 +190,18 @@ def token_figure(
         others[2].set_yticks(range(len(words)), words, fontsize=7 if len(words) < 20 else 5)
         others[2].tick_params(length=0)
     return figure
+
+
+def picked(tokens: str, row, options: Mapping) -> Tensor:
+    """Return which tokens of a row (:class:`tamp.walk.Row`) a choice takes, for matrices that all saw the sequence as it is.
+
+    Args:
+        tokens: a name of :data:`tamp.selection.TOKENS`.
+        row: one row of a step.
+        options: of the choice.
+
+    Returns:
+        (matrices, T) float64, 0 for a token that does not count.
+    """
+    (chosen,) = selection.TOKENS[tokens].choose([row], options)
+    return torch.stack([*choices.masses(row, chosen).values()])

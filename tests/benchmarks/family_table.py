@@ -21,7 +21,7 @@ import families
 import whole_passes
 
 import tamp
-from tamp import criteria, matrices, models
+from tamp import accumulators, matrices, models
 from tamp.errors import UserError
 from tamp.evaluation import scoring
 from tamp.planning import MOST_MISSED
@@ -99,7 +99,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    criteria.FEW = 1  # the samples are short: an expert counts by its own tokens
+    accumulators.FEW = 1  # the samples are short: an expert counts by its own tokens
     rows = [look(name) for name in tqdm(sorted(families.rows()))]
     recording.write("families", {"families": rows})
 

@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> dict:
                 model(**sample, use_cache=False)
 
     def allocate(preset: str) -> None:
-        recipe = tamp.Recipe.preset(preset, sparsity=options.sparsity, allocation_samples=options.n_samples)
+        recipe = tamp.Recipe.preset(preset, sparsity=options.sparsity)
+        if recipe.allocation_needs_samples:
+            recipe = tamp.Recipe.preset(preset, sparsity=options.sparsity, allocation_samples=options.n_samples)
         with torch.no_grad():
             planning.score(model, captured, recipe, progress=False)
 
