@@ -90,14 +90,14 @@ class TestFiles:
 COUNTING = """
 import copy, gc, json, weakref
 import torch, transformers, tamp
-held, most, plain, load = weakref.WeakSet(), [0], copy.deepcopy, tamp.load
-def counted(made):
+_held, _most, _plain, _load = weakref.WeakSet(), [0], copy.deepcopy, tamp.load
+def _counted(made):
     if isinstance(made, transformers.PreTrainedModel):
-        held.add(made), gc.collect()
-        most[0] = max(most[0], len(held))
+        _held.add(made), gc.collect()
+        _most[0] = max(_most[0], len(_held))
     return made
-copy.deepcopy = lambda *given: counted(plain(*given))
-tamp.load = lambda *given: (lambda model, processor: (counted(model), processor))(*load(*given))
+copy.deepcopy = lambda *given: _counted(_plain(*given))
+tamp.load = lambda *given: (lambda model, processor: (_counted(model), processor))(*_load(*given))
 """
 """Counts the models that are alive whenever one more is loaded or copied."""
 
@@ -117,7 +117,7 @@ def solved(chapter: str) -> nbformat.NotebookNode:
     )
     notebook.cells += [nbformat.v4.new_code_cell(source) for pair in zip(*made) for source in pair]
     notebook.cells.insert(0, nbformat.v4.new_code_cell(COUNTING))
-    notebook.cells.append(nbformat.v4.new_code_cell("open('alive.json', 'w').write(json.dumps(most[0]))"))
+    notebook.cells.append(nbformat.v4.new_code_cell("open('alive.json', 'w').write(json.dumps(_most[0]))"))
     return notebook
 
 
