@@ -276,17 +276,17 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
         add()
     unread = any(ranks.told(unread))
 
-    def empty(name: str, make):
+    def fresh(name: str, make):
         return make(step.linears[name].in_features, step.linears[name].weight.device)
 
-    ranks.add(statistics, lambda name: empty(name, criterion.statistic))
-    ranks.add(hessians, lambda name: empty(name, update.statistic))
+    ranks.add(statistics, lambda name: fresh(name, criterion.statistic))
+    ranks.add(hessians, lambda name: fresh(name, update.statistic))
     kept = {name: statistic.count / rows for name, statistic in statistics.items()}
     pooled = criteria.pool(statistics)
     if update.apply:
         for name in step.linears:
             if name not in hessians:  # an expert that no token reached
-                hessians[name] = empty(name, update.statistic)
+                hessians[name] = fresh(name, update.statistic)
         pooled += [name for name in criteria.pool(hessians) if name not in statistics]
     empty = [name for name, statistic in statistics.items() if not statistic.count]
     if empty:
