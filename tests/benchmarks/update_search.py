@@ -150,16 +150,23 @@ def at_levels() -> dict:
 
 
 def levels_table(grid: dict) -> str:
-    """Write accuracy with its difference to SparseGPT's, likelihood and perplexity, per level and method."""
-    lines = ["| | method | accuracy | less SparseGPT | NLL | perplexity |", "|---|---|---|---|---|---|"]
+    """Write accuracy with its difference to SparseGPT's, likelihood, what is left of the language, and cost."""
+    lines = [
+        "| | method | accuracy | less SparseGPT | NLL | perplexity | facts % | seconds | memory |",
+        "|---" * 9 + "|",
+    ]
     for level in results.levels(grid):
         for method in results.methods(grid):
             cells = results.cells_of(grid, method, level)
             points, low, high = difference(grid, method, level)
             apart = "–" if method == "sparsegpt" else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
-            accuracy, nll, text = (results.mean(cells, field) for field in ("accuracy", "nll", "documentation"))
+            fields = ("accuracy", "nll", "documentation", "facts", "seconds", "peak_memory")
+            accuracy, nll, text, facts, seconds, memory = (results.mean(cells, field) for field in fields)
             name = results.level_name(level)
-            lines.append(f"| {name} | `{called(method)}` | {100 * accuracy:.1f} | {apart} | {nll:.2f} | {text:.0f} |")
+            lines.append(
+                f"| {name} | `{called(method)}` | {100 * accuracy:.1f} | {apart} | {nll:.2f} | {text:.0f} | "
+                f"{100 * facts:.0f} | {seconds:.0f} | {memory / 2**30:.1f} GiB |"
+            )
     return "\n".join(lines)
 
 
