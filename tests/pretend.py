@@ -9,7 +9,7 @@ import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -382,3 +382,9 @@ def move(model: nn.Module, recorder: Recorder) -> nn.Module:
                         moved[id(tensor)] = nn.Parameter(moved[id(tensor)], requires_grad=False)
                 store[name] = moved[id(tensor)]
     return model
+
+
+def direction(weights: Sequence[Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
+    """Draw ECoFLaP's directions on the CPU, where those of a device would be others: in place of tamp.scores.direction."""
+    random = torch._C.Generator().manual_seed(1_000_003 * seed[0] + seed[1])
+    return (torch.randn(weight.shape, generator=random).to(weight.device) for weight in weights)

@@ -34,11 +34,7 @@ def pruned(family: str, preset: str, **options):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_mixes_no_devices_and_finds_the_masks_of_the_cpu(preset, monkeypatch):
-    def drawn(weights, seed):  # on the device ECoFLaP's directions are others
-        random = torch._C.Generator().manual_seed(1_000_003 * seed[0] + seed[1])
-        return (torch.randn(weight.shape, generator=random).to(weight.device) for weight in weights)
-
-    monkeypatch.setattr(scores, "direction", drawn)
+    monkeypatch.setattr(scores, "direction", pretend.direction)
     model, samples = tiny.build("llava_next")
     tamp.prune(model, samples, tamp.Recipe.preset(preset, sparsity=0.5), progress=False)
     there, _ = pruned("llava_next", preset)

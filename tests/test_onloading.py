@@ -5,6 +5,7 @@ from pathlib import Path
 
 import elsewhere
 import families
+import pretend
 import pytest
 import tiny
 import tiny_folders
@@ -31,11 +32,7 @@ def assert_same(model, other) -> None:
     [("magnitude", "auto"), ("wanda", "device"), ("sparsegpt", "host"), ("ecoflap", "host"), ("tamp", "host")],
 )
 def test_an_onloaded_model_gets_the_same_weights_and_the_same_report(preset, states, monkeypatch):
-    def drawn(weights, seed):  # the stand-in has no random numbers of its own
-        random = torch.Generator().manual_seed(1_000_003 * seed[0] + seed[1])
-        return (torch.randn(weight.shape, generator=random).to(weight.device) for weight in weights)
-
-    monkeypatch.setattr(scores, "direction", drawn)
+    monkeypatch.setattr(scores, "direction", pretend.direction)
     monkeypatch.setattr(pruning.planning, "_check_weight", lambda *given: None)  # a stand-in is not a plain tensor
     recipe = Recipe.preset(preset, sparsity=0.5)
     right, samples = tiny.build("llava_next")
