@@ -16,13 +16,11 @@ import pandas as pd
 
 from tamp import schema
 from tamp.errors import UserError, unknown
+from tamp.evaluation.paired import DRAWS
 from tamp.files import data_folder, write_text
 from tamp.recipe import Recipe
 from tamp.report import versions
 from tamp.schema import Range
-
-DRAWS = 2000
-"""Bootstrap samples of an interval."""
 
 SAMPLED = 8192
 """Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
