@@ -19,7 +19,7 @@ import numpy as np
 
 from tamp import reading, records
 from tamp.errors import UserError, unknown
-from tamp.files import cache_folder
+from tamp.files import cache_folder, whole
 from tamp.reading import Skipped, place_of, told
 
 PAPER = {
@@ -346,8 +346,6 @@ def _cached(given: dict[str, Any], name: str) -> Path:
     suffix = Path(str(path or "")).suffix or {"video": ".mp4", "audio": ".wav"}[name]
     target = cache_folder() / "calibration" / f"{hashlib.sha256(content).hexdigest()}{suffix}"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_suffix(f"{suffix}.tmp")
-        beside.write_bytes(content)
-        beside.replace(target)
+        with whole(target) as made:
+            made.write_bytes(content)
     return target.resolve()

@@ -140,7 +140,6 @@ def write_text(path: str | Path, text: str) -> Path:
             target.write_text(text, encoding="utf-8", errors="backslashreplace")
             return Path(path)
         target = target.resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as made:
             made.write_text(text, encoding="utf-8", errors="backslashreplace")
     except (OSError, ValueError, RuntimeError) as error:
@@ -162,12 +161,13 @@ def whole(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     with scratch(target) as beside:
         made = beside / target.name
         yield made
         _settle(made)
-        if target.is_file():
-            made.chmod(target.stat().st_mode & 0o777)
+        there = target.is_file()  # whose mode it keeps; safetensors makes its files private
+        made.chmod((target if there else beside).stat().st_mode & (0o777 if there else 0o666))
         os.replace(made, target)
         _settle(target.parent)
 
