@@ -73,8 +73,8 @@ def onnx_back(weight: np.ndarray, name: str) -> np.ndarray:
 def openvino_back(weights: list[np.ndarray], name: str) -> list[np.ndarray]:
     """Write a graph of products with matrices as OpenVINO's files, its weights compressed, and read them back.
 
-    A matrix is read by multiplying the identity with it, in float32. One graph holds them all, since compressing and compiling
-    take seconds for each graph.
+    A matrix is read by multiplying the identity with it, in float32. One graph holds them all, since compressing and
+    compiling take seconds for each graph.
     """
     import openvino
     from openvino import opset13 as ops
