@@ -14,6 +14,8 @@ import torch
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 TOKENS = (1, 64)
 """A token at a time, as in generation, and a prompt."""
+PRUNED = "dense float32, 50% zeros"
+"""A product whose zeros are multiplied like other numbers."""
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> dict:
         calls = {
             "dense float32": partial(torch.matmul, weight, inputs),
             "dense bfloat16": partial(torch.matmul, weight.bfloat16(), inputs.bfloat16()),
+            PRUNED: partial(torch.matmul, weight * (torch.rand(weight.shape, generator=random) >= 0.5), inputs),
         }
         for sparsity in SPARSITIES:
             kept = torch.rand(weight.shape, generator=random) >= sparsity
