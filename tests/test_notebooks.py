@@ -191,6 +191,12 @@ def check(chapter: str, found: dict, sparsity: float) -> None:
         repairs = [found["nll"][name] for name in ("wanda, repaired", "sparsegpt", "repair")]
         assert found["nll"]["dense"] < min(repairs)
         assert max(repairs) < (found["nll"]["wanda"] if sparsity >= 0.7 else 0.2)  # below that Wanda loses little
+    elif chapter == "08_what_pruning_buys":
+        disk, (before, after) = found["disk"], found["zeros"]
+        assert all(found["same"].values()) and after == before == pytest.approx(sparsity, abs=1e-4)
+        assert disk["pruned"] == pytest.approx(1, abs=1e-3) and found["experts"] < 0.6
+        assert disk["compact"] == pytest.approx(found["estimate"], rel=0.1)  # in 2:4 the mask takes less
+        assert 1.1 * found["estimate"] < found["dense_coded"] < 1 and found["pack"] < 1 / 16
     else:
         assert chapter == "05_benchmarks"
         assert found["width"]["paired"] < found["width"]["apart"]

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tamp import models, passes, reading
+from tamp import models, onloading, passes, reading
 from tamp.errors import UserError, whole
 from tamp.evaluation import plain, proof, shared
 from tamp.evaluation.likelihoods import Read, row
@@ -74,7 +74,7 @@ def answers(
     reading.warn(ready.skipped, "question", sum(len(group.questions) for group in ready.groups))
     known = ready.proofs.setdefault(proof.key(model), Proof())
     made: Scores | None = None
-    with passes.undisturbed(model):
+    with passes.undisturbed(model), onloading.Place(model).whole():
         if not known.wrong:
             made = _together(model, ready, known, kept, progress)
         if made is None:
@@ -197,10 +197,10 @@ def perplexity(
     windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)][:limit]
     if not windows:
         raise UserError(f"The text has {len(ids)} tokens, fewer than one window of {window}.")
-    device = models.speaker(model).get_input_embeddings().weight.device
-    total = 0.0
-    for each in passes.steps(windows, "perplexity", progress):
-        inputs = torch.tensor([each], device=device)
-        logits = plain.logits(model, {"input_ids": inputs})[0, :-1].float()
-        total += nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()
+    total, place = 0.0, onloading.Place(model)
+    with place.whole():
+        for each in passes.steps(windows, "perplexity", progress):
+            inputs = torch.tensor([each], device=place.device)
+            logits = plain.logits(model, {"input_ids": inputs})[0, :-1].float()
+            total += nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()
     return math.exp(total / (len(windows) * (window - 1)))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import conversations, files, media, passes, records
+from tamp import conversations, files, media, onloading, passes, records
 from tamp.errors import UserError, unknown, whole
 from tamp.evaluation import scoring
 from tamp.evaluation.benchmarks import rules
@@ -143,7 +143,7 @@ def answers(
     total = limit or (known.size if None in counts else sum(counts))
     bar = tqdm(total=total, desc=name, disable=not progress)
     made = list(done)
-    with bar, passes.undisturbed(model):
+    with bar, passes.undisturbed(model), onloading.Place(model).whole():
         for batch in _batches(source, shares, finished, batch_size, bar):
             with tempfile.TemporaryDirectory(prefix="tamp-") as scratch:
                 lines = run(batch, Path(scratch))
