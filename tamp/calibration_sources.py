@@ -218,9 +218,8 @@ def _stream(name: str, seed: int) -> Iterator[dict[str, Any]]:
         for column, feature in (stream.features or {}).items():
             if type(feature).__name__ in ("Image", "Audio", "Video"):
                 stream = stream.cast_column(column, type(feature)(decode=False))
-        for number, record in enumerate(
-            stream.shuffle(seed=seed, buffer_size=1)
-        ):  # of one: only its files change places
+        stream = stream.shuffle(seed=seed, buffer_size=1)  # of one: only its files change places
+        for number, record in enumerate(stream):
             yield {**{key: value for key, value in record.items() if value is not None}, "_number": number}
     except Exception as error:  # of datasets, huggingface_hub, fsspec, pyarrow and the network
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

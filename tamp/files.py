@@ -36,10 +36,8 @@ class Kept(UserError):
 def data_folder() -> Path:
     """Return the folder of shipped data: ``data/`` of the repository, or the copy inside an installed wheel."""
     package = Path(__file__).parent
-    return next(
-        (path for path in (package.parent / "data", package / "data") if (path / "README.md").is_file()),
-        package.parent / "data",
-    )
+    places = (package.parent / "data", package / "data")
+    return next((path for path in places if (path / "README.md").is_file()), places[0])
 
 
 def cache_folder() -> Path:

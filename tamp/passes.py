@@ -19,9 +19,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Gradients are off inside; so are inference mode, whose tensors cannot be written to later, autocast, which keeps copies
     of weights that change, and other defaults of torch for new tensors than float32 on the CPU.
     """
-    wrapped = any(
-        "_orig_mod" in module._modules for module in model.modules()
-    )  # by torch.compile, which is slow to import
+    wrapped = any("_orig_mod" in module._modules for module in model.modules())  # by torch.compile, slow to import
     eager = torch.compiler.set_stance("force_eager") if wrapped else contextlib.nullcontext()
     training = [module for module in model.modules() if module.training]
     compiled = [(module, call) for module in model.modules() if (call := module._compiled_call_impl) is not None]

@@ -152,9 +152,8 @@ def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, se
         seed: of the direction, see :func:`direction`.
     """
     before = [weight.clone() for weight in weights]
-    parts = (
-        list(direction(weights, seed)) if weights[0].device.type == "cpu" else None
-    )  # a GPU rather draws than holds them
+    # a GPU rather draws than holds them
+    parts = list(direction(weights, seed)) if weights[0].device.type == "cpu" else None
     losses = []
     try:
         for sign in (1, -1):
@@ -182,10 +181,8 @@ def text_loss(model: nn.Module, sample: dict) -> Tensor:
     if not asked.any():
         raise UserError("ECoFLaP needs text to predict, and a calibration sample has none.")
     asking = nn.functional.pad(asked, (0, 1))  # (B, T), the tokens before those: no other logits are computed
-    head = (
-        models.speaker(model).get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][asking],))
-    )
-    with passes.hooks(head):
+    head = models.speaker(model).get_output_embeddings()
+    with passes.hooks(head.register_forward_pre_hook(lambda module, args: (args[0][asking],))):
         logits = models.speaker(model)(**batch, use_cache=False).logits.float()  # (asked, vocabulary)
     return nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked])
 

@@ -21,7 +21,7 @@ from tamp.errors import UserError, whole
 from tamp.evaluation import plain, proof, shared
 from tamp.evaluation.likelihoods import Read, row
 from tamp.evaluation.proof import Proof
-from tamp.evaluation.questions import HELD, TOGETHER, Asked, Benchmark, Group, nbytes, prepare, tokens
+from tamp.evaluation.questions import HELD, TOGETHER, Benchmark, nbytes, prepare, tokens
 from tamp.evaluation.tables import COLUMNS, in_per_cent, overall, summarise, wilson
 from tamp.reading import told
 from tamp.records import Question
@@ -29,9 +29,7 @@ from tamp.records import Question
 __all__ = [
     "COLUMNS",
     "TOGETHER",
-    "Asked",
     "Benchmark",
-    "Group",
     "answers",
     "in_per_cent",
     "overall",

@@ -150,9 +150,7 @@ class Source:
             raise UserError(f"{path} is parquet, and reading it needs pyarrow: pip install pyarrow.") from error
         with self._reached(), self.system.open(f"{self.root}/{path}", "rb") as file:
             whole = parquet.ParquetFile(file)
-            for group in range(
-                whole.num_row_groups
-            ):  # of several groups at once, all would be fetched at the beginning
+            for group in range(whole.num_row_groups):  # of several at once, all would be fetched at the beginning
                 for batch in whole.iter_batches(batch_size=ROWS, row_groups=[group]):
                     yield from batch.to_pylist()
 
