@@ -77,14 +77,12 @@ def run(*words: object) -> dict:
 
 def table(record: dict) -> str:
     """Say what was measured, in a sentence or two."""
-    said = [
-        f"`tamp {name}` {step['seconds']:,.0f} s and {step['memory'] / 1e9:.1f} GB"
-        for name, step in record["steps"].items()
-    ]
+    said = [f"`tamp {name}` {step['memory'] / 1e9:.1f}" for name, step in record["steps"].items()]
     return (
-        f"Rehearsed on one core of a CPU, with the architecture at its true size and random weights of "
-        f"{record['bytes'] / 1e9:.1f} GB, {len(record['tokens'])} calibration samples of up to {max(record['tokens']):,} "
-        f"tokens and {record['n_questions']} questions: {', '.join(said)} of the host's memory. Not measured on a T4."
+        f"Rehearsed on a CPU, with the architecture at its true size, random weights of {record['bytes'] / 1e9:.1f} GB, "
+        f"{len(record['tokens'])} calibration samples of up to {max(record['tokens']):,} tokens and {record['n_questions']} "
+        f"questions. Memory of the host, where a CPU widens the weights to single precision, GB: {', '.join(said)}. "
+        "Not measured on a T4."
     )
 
 
