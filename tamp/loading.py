@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto import modeling_auto
 
-from tamp import zoo
+from tamp import missing, zoo
 from tamp.cache import waiting
-from tamp.errors import UserError, missing_package, torchvision_misfit, unknown
+from tamp.errors import UserError, unknown
 from tamp.files import located, recovered
 from tamp.onloading import resolve_device, settle
 
@@ -346,9 +346,9 @@ def _told(name: str, source: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"Could not load {name!r}: {missing_package(error)}") from error
+        raise UserError(f"Could not load {name!r}: {missing.named(error)}") from error
     except Exception as error:
-        misfit = torchvision_misfit()  # found on its first import, wherever that is
+        misfit = missing.torchvision()  # found on its first import, wherever that is
         raise UserError(f"Could not load {name!r}: {misfit}" if misfit else _said(name, Path(source), error)) from error
 
 

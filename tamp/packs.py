@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from tamp import files, masks, models
+from tamp import files, models
 from tamp.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def apply(model: nn.Module, pack: Pack) -> None:
     check(pack, {name: linear.weight.shape for name, linear in linears.items()}, models.name_of(model))
     if pack.dense and pack.dense != models.fingerprint(model):
         log.warning("The masks were made for other weights (%s) than those of this model.", pack.model or "not named")
-    masks.apply({name: linear.weight for name, linear in linears.items()}, pack)
+    drop({name: linear.weight for name, linear in linears.items()}, pack)
 
 
 def verify(model: nn.Module, pack: Pack) -> dict[str, int]:
@@ -108,7 +108,7 @@ def verify(model: nn.Module, pack: Pack) -> dict[str, int]:
     """
     linears = models.all_linears(model)
     check(pack, {name: linear.weight.shape for name, linear in linears.items()}, models.name_of(model))
-    return masks.verify({name: linear.weight for name, linear in linears.items()}, pack)
+    return left({name: linear.weight for name, linear in linears.items()}, pack)
 
 
 def iou(first: Pack, second: Pack) -> float:
@@ -118,7 +118,7 @@ def iou(first: Pack, second: Pack) -> float:
         UserError: if they are for different matrices.
     """
     check(second, first.shapes, first.model)
-    return masks.iou(first, second)
+    return overlap(first, second)
 
 
 def union(first: Pack, second: Pack) -> Pack:
@@ -130,6 +130,26 @@ def union(first: Pack, second: Pack) -> Pack:
     check(second, first.shapes, first.model)
     dense = first.dense if first.dense == second.dense else ""
     return pack(((name, first[name] | second[name]) for name in first), first.model, dense)
+
+
+@torch.no_grad()
+def drop(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Set weights (out, in) to zero in place where the masks of their names say so."""
+    for name in masks:
+        weights[name].masked_fill_(masks[name].to(weights[name].device), 0)
+
+
+def left(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Count weights that are not zero although their mask says so, ``{name: count}`` of the matrices with any."""
+    counts = {name: int((weights[name][masks[name].to(weights[name].device)] != 0).sum()) for name in masks}
+    return {name: count for name, count in counts.items() if count}
+
+
+def overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Return the share of the weights dropped by either of two sets of masks that both drop; 1 if neither drops any."""
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    either = sum(int((first[name] | second[name]).sum()) for name in first)
+    return both / either if either else 1.0
 
 
 def table(first: Pack, second: Pack):
@@ -154,7 +174,7 @@ def table(first: Pack, second: Pack):
                 "weights": one.numel(),
                 "first": one.double().mean().item(),
                 "second": other.double().mean().item(),
-                "iou": masks.iou({name: one}, {name: other}),
+                "iou": overlap({name: one}, {name: other}),
                 "agreement": (one == other).double().mean().item(),
             }
         )

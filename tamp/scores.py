@@ -5,6 +5,7 @@ of a sum, which depend on the number of threads, do not decide about weights.
 """
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -131,7 +132,7 @@ def ecoflap(step: walk.Step, options: Mapping) -> dict[str, float]:
         A score per matrix, the same for all of the block.
     """
     before = list(models.blocks(step.model).values())[: step.position]
-    weights = [linear.weight for linear in step.linears.values()]
+    weights = {f"{step.name}.{name}": linear.weight for name, linear in step.linears.items()}
     slopes = []
     for number, sample in enumerate(step.samples):
         with passes.replaced(before, lambda *_, returned=sample.returned: returned):
@@ -141,35 +142,40 @@ def ecoflap(step: walk.Step, options: Mapping) -> dict[str, float]:
 
 
 @torch.no_grad()
-def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, seed: tuple[int, int]) -> float:
+def slope(model: nn.Module, sample: dict, weights: dict[str, Tensor], step: float, seed: tuple[int, int]) -> float:
     """Estimate how the loss changes along a random direction of some weights, from two evaluations.
 
     Args:
         model: the model that has the weights.
         sample: processor output.
-        weights: moved, and put back.
+        weights: moved, and put back; by name.
         step: how far to move, in both senses.
         seed: of the direction, see :func:`direction`.
     """
-    before = [weight.clone() for weight in weights]
-    # a GPU rather draws than holds them
-    parts = list(direction(weights, seed)) if weights[0].device.type == "cpu" else None
+    before = [weight.clone() for weight in weights.values()]
+    host = all(weight.device.type == "cpu" for weight in weights.values())  # a GPU rather draws than holds them
+    parts = list(direction(weights, seed)) if host else None
     losses = []
     try:
         for sign in (1, -1):
-            for weight, original, part in zip(weights, before, parts or direction(weights, seed)):
+            for weight, original, part in zip(weights.values(), before, parts or direction(weights, seed)):
                 weight.copy_(original.float() + sign * step * part)
             losses.append(text_loss(model, sample).item())
     finally:
-        for weight, original in zip(weights, before):
+        for weight, original in zip(weights.values(), before):
             weight.copy_(original)
     return (losses[0] - losses[1]) / (2 * step)
 
 
-def direction(weights: list[Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
-    """Draw a Gaussian direction, a float32 tensor per weight, on its device; there the same for the same (block, sample)."""
-    random = torch.Generator(weights[0].device).manual_seed(1_000_003 * seed[0] + seed[1])
-    for weight in weights:
+def direction(weights: dict[str, Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
+    """Draw a Gaussian direction, a float32 tensor per weight, on its device: there the same for the same (block, sample).
+
+    On a GPU the name of a weight is part of its seed, so that it depends on no other weight.
+    """
+    random = torch.Generator(next(iter(weights.values())).device).manual_seed(1_000_003 * seed[0] + seed[1])
+    for name, weight in weights.items():
+        if weight.device.type != "cpu":
+            random.manual_seed(zlib.crc32(f"{name} {seed[0]} {seed[1]}".encode()))
         yield torch.randn(weight.shape, generator=random, device=weight.device)
 
 
