@@ -124,8 +124,8 @@ def solved(chapter: str) -> nbformat.NotebookNode:
 
 
 FEW = {"N_SAMPLES": 8, "N_QUESTIONS": 40}
-FEWER = {"06_audio_video": {"N_SAMPLES": 4, "N_QUESTIONS": 24}}
-"""Half of what a chapter takes by itself, or less."""
+OTHERS = {"06_audio_video": {"N_SAMPLES": 4, "N_QUESTIONS": 24}, "07_repair": {"N_SAMPLES": 12}}
+"""Half of what a chapter takes by itself, or less; repairs need more samples."""
 
 
 def run(chapter: str, folder: Path, **parameters) -> dict:
@@ -134,7 +134,7 @@ def run(chapter: str, folder: Path, **parameters) -> dict:
     path.parent.mkdir()
     nbformat.write(solved(chapter), path)
     assert {"SPARSITY", "CALIBRATION_SEED"} <= papermill.inspect_notebook(str(path)).keys() & parameters.keys()
-    found = json.loads(chapters.run(path, FEW | FEWER.get(chapter, {}) | parameters, folder).read_text())
+    found = json.loads(chapters.run(path, FEW | OTHERS.get(chapter, {}) | parameters, folder).read_text())
     exercises = len(tagged(read(path), "exercise"))
     said = [cell.outputs[0].text for cell in read(folder / path.name).cells[-2 * exercises - 1 : -1][1::2]]
     assert all(text.startswith("Right.") for text in said), said
