@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from tamp import choices, conversations, loading, models, selection
+from tamp import conversations, experts, loading, models, selection
 from tamp.evaluation import figures
 from tamp.plans import Plan
 from tamp.records import Question
@@ -225,4 +225,4 @@ def picked(tokens: str, row, options: Mapping) -> Tensor:
         (matrices, T) float64, 0 for a token that does not count.
     """
     (chosen,) = selection.TOKENS[tokens].choose([row], options)
-    return torch.stack([*choices.masses(row, chosen).values()])
+    return torch.stack([*experts.masses(row, chosen).values()])
