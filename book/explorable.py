@@ -22,7 +22,7 @@ PLOT = re.compile(r'<h[1-4]>(?P<title>.*?)<a class="headerlink"|<img alt="[^"]*_
 TABLE = re.compile(r"<table\b.*?</table>", re.S)
 ROW = re.compile(r"<tr\b.*?</tr>", re.S)
 CELL = re.compile(r"<(t[hd])\b([^>]*)>(.*?)</\1>", re.S)
-NUMBER = re.compile(r"|–|[+−-]?\d[\d,.]*(?: ?(?:%|x|s|min|kB|MB|GB))?(?: [\[(][^a-z]*[\])])?(?: / [\d,.]+)?")
+NUMBER = re.compile(r"|–|NaN|[+−-]?\d[\d,.]*(?: ?(?:%|x|s|min|kB|MB|GB))?(?: [\[(][^a-z]*[\])])?(?: / [\d,.]+)?")
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 DESCRIPTION = "Prune multimodal language models: a book of notebooks, and the package behind it."
 
