@@ -74,7 +74,7 @@ def bare(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def one_line(drawing: str) -> str:
-    """Return an SVG file from its first tag on, on one line, without what only describes it; paths to a hundredth of a point."""
+    """Return an SVG file from its first tag on, on one line, without descriptions, paths to a hundredth of a point."""
     drawing = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawing[drawing.index("<svg") :], flags=re.S)
     drawing = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing)
     return " ".join(drawing.split())

@@ -52,7 +52,7 @@ class TestFiles:
                 data = output.get("data", {})
                 assert refresh_notebooks.WIDGET not in data and "image/png" not in data, cell.id
                 drawing = data.get(refresh_notebooks.DRAWING, "")
-                assert len(re.sub('base64,[^"]*', "", drawing)) < 130_000 and "\n" not in drawing, cell.id
+                assert len(re.sub('base64,[^"]*', "", drawing)) < 110_000 and "\n" not in drawing, cell.id
                 text = json.dumps({key: value for key, value in data.items() if "image" not in key})
                 text += output.get("text", "")
                 assert not re.search(r"/(root|home|work|tmp|Users)/|site-packages|np\.float64", text), cell.id
