@@ -75,7 +75,7 @@ def aligned(body: str) -> str:
 def _aligned(table: str) -> str:
     rows = [[(kind, plain(text)) for kind, _, text in CELL.findall(row)] for row in ROW.findall(table)]
     body = [row for row in rows if any(kind == "td" for kind, _ in row)]
-    columns = range(min(map(len, body), default=0))
+    columns = range(-min(map(len, body), default=0), 0)  # from the right: at the left a cell may span rows
     numbers = {
         j
         for j in columns
@@ -83,7 +83,7 @@ def _aligned(table: str) -> str:
     }
 
     def marked(row: re.Match) -> str:
-        places = itertools.count()
+        places = itertools.count(-len(CELL.findall(row[0])))
 
         def cell(match: re.Match) -> str:
             mark = ' data-number="1"' if next(places) in numbers else ""
