@@ -11,43 +11,54 @@ FEW = 32
 """Tokens below which an expert's own statistic says too little: the norm of an input is then known to about an eighth."""
 
 
-class MeanSquare:
+STRIP = 512  # rows of an outer product that a GPU computes at a time: no second matrix of its size is needed
+
+
+class _Sum:
+    """Adds up, in ``total`` (..., width), what a statistic is the mean of over ``count`` tokens."""
+
+    count = 0
+
+    def __init__(self, *shape: int, device: torch.device | str, dtype: torch.dtype = torch.float64):
+        self.total = torch.zeros(shape, dtype=dtype, device=device)
+
+    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor | None:
+        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add, unless it is large."""
+        if inputs.ndim != 2 or inputs.shape[1] != self.total.shape[-1]:
+            raise ValueError(f"inputs are (tokens, {self.total.shape[-1]}), not {tuple(inputs.shape)}")
+        part = self._part(inputs, mass)
+        if part is not None:
+            self.total += part
+        self.count += len(inputs)
+        return part
+
+
+class MeanSquare(_Sum):
     """Accumulates the mean over tokens of the squared inputs of a linear."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu"):
-        self.total = torch.zeros(width, dtype=torch.float64, device=device)
-        self.count = 0
+        super().__init__(width, device=device)
 
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, len(self.total))
-        squares = inputs.float().square()
-        part = (squares if mass is None else squares * mass[:, None]).sum(0, dtype=torch.float64)
-        self.total += part
-        self.count += len(inputs)
-        return part
+    def _part(self, inputs: Tensor, mass: Tensor | None) -> Tensor:
+        squares = inputs.float()
+        squares = squares.square() if squares is inputs else squares.square_()  # a copy of half precision
+        return (squares if mass is None else squares * mass[:, None]).sum(0, dtype=torch.float64)
 
     def value(self) -> Tensor:
         """Return the mean square of every input, (width,) float32."""
         return (self.total / max(self.count, 1)).float()
 
 
-class Variance:
+class Variance(_Sum):
     """Accumulates the variance over tokens of the inputs of a linear."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu"):
-        self.total = torch.zeros(2, width, dtype=torch.float64, device=device)  # of squares, of values
-        self.count = 0
+        super().__init__(2, width, device=device)  # sums of squares, of values
 
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, self.total.shape[1])
+    def _part(self, inputs: Tensor, mass: Tensor | None) -> Tensor:
         values = inputs.double()
         weighted = values if mass is None else values * mass[:, None]
-        part = torch.stack([(weighted * values).sum(0), weighted.sum(0)])
-        self.total += part
-        self.count += len(inputs)
-        return part
+        return torch.stack([(weighted * values).sum(0), weighted.sum(0)])
 
     def value(self) -> Tensor:
         """Return the variance of every input, (width,) float32."""
@@ -55,42 +66,43 @@ class Variance:
         return (square - mean.square()).clamp(min=0).float()
 
 
-class Hessian:
+class Hessian(_Sum):
     """Accumulates the mean over tokens of ``x x^T``, the Hessian of a linear's squared error up to a factor."""
 
-    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
-        self.total = torch.zeros(width, width, dtype=dtype or exact_type(device), device=device)
-        self.count = 0
+    made: tuple | None = None  # of the sums, by :meth:`give`
 
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, len(self.total))
-        part = product((inputs if mass is None else inputs * mass[:, None]).T, inputs)
-        self.total += part
-        self.count += len(inputs)
-        return part
+    def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
+        super().__init__(width, width, device=device, dtype=dtype or exact_type(device))
+
+    def _part(self, inputs: Tensor, mass: Tensor | None) -> None:
+        left = (inputs if mass is None else inputs * mass[:, None]).T
+        strip = len(left) if left.device.type == "cpu" else STRIP
+        for start in range(0, len(left), strip):
+            self.total[start : start + strip] += product(left[start : start + strip], inputs)
 
     def value(self) -> Tensor:
         """Return the mean outer product, (width, width) float32."""
         return (self.total / max(self.count, 1)).float()
+
+    def give(self, make: Callable[[Tensor], tuple]) -> tuple:
+        """Return what a function makes of the value, in whose memory it may write: made once, in place of the sums."""
+        if self.made is None:
+            value, self.total = self.value(), None
+            self.made = make(value)
+        return self.made
 
 
 class Covariance(Hessian):
     """Accumulates the mean over tokens of ``x x^T`` less that of the mean input with itself."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
-        self.count = 0  # the last row of the total: sums of inputs
-        self.total = torch.zeros(width + 1, width, dtype=dtype or exact_type(device), device=device)
+        _Sum.__init__(self, width + 1, width, device=device, dtype=dtype or exact_type(device))  # last: sums of inputs
 
-    def add(self, inputs: Tensor, mass: Tensor | None = None) -> Tensor:
-        """Add tokens, (tokens, width), perhaps with a mass each, (tokens,); return what they add to the total."""
-        _check_width(inputs, self.total.shape[1])
+    def _part(self, inputs: Tensor, mass: Tensor | None) -> None:
         inputs = inputs.float()
         weighted = inputs if mass is None else inputs * mass[:, None]
-        part = torch.cat([weighted.T @ inputs, weighted.sum(0, keepdim=True)])
-        self.total += part
-        self.count += len(inputs)
-        return part
+        super()._part(inputs, mass)
+        self.total[-1] += weighted.sum(0)
 
     def value(self) -> Tensor:
         """Return the covariance, (width, width) float32; an input that hardly varies about a large mean has none."""
@@ -117,11 +129,6 @@ def exact_type(device: torch.device | str) -> torch.dtype:
     return torch.float64 if torch.device(device).type == "cpu" else torch.float32
 
 
-def _check_width(inputs: Tensor, width: int) -> None:
-    if inputs.ndim != 2 or inputs.shape[1] != width:
-        raise ValueError(f"inputs are (tokens, {width}), not {tuple(inputs.shape)}")
-
-
 def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor | None]) -> None:
     """Add the chosen tokens of every matrix's inputs (T, in) to its accumulator.
 
@@ -139,11 +146,15 @@ def add(statistics: dict, inputs: dict[str, Tensor], chosen: Mapping[str, Tensor
     for first, *others in readers.values():
         if isinstance(statistics[first], Hessian):  # of the size of a weight: those that always read the same have one
             _share(statistics, [first, *others])
-        part = statistics[first].add(*_counting(inputs[first], chosen[first], places))
-        for name in others:
-            if statistics[name] is not statistics[first]:
-                statistics[name].total += part
-                statistics[name].count = statistics[first].count
+        counting = _counting(inputs[first], chosen[first], places)
+        part = statistics[first].add(*counting)
+        apart = {id(each): each for name in others if (each := statistics[name]) is not statistics[first]}
+        for other in apart.values():
+            if part is None:
+                other.add(*counting)
+            else:
+                other.total += part
+                other.count += len(counting[0])
 
 
 def _share(statistics: dict, readers: list[str]) -> None:
@@ -217,10 +228,9 @@ def pool(statistics: dict) -> list[str]:
     for names in tensors.values():
         few = [name for name in names if statistics[name].count < FEW]
         if few:
-            total = sum(statistics[name].total for name in names)
-            count = sum(statistics[name].count for name in names)
-            for name in few:
-                statistics[name] = copy.copy(statistics[name])  # it may be shared
-                statistics[name].total, statistics[name].count = total, count
+            whole = copy.copy(statistics[few[0]])  # it may be shared
+            whole.total = sum(statistics[name].total for name in names)
+            whole.count = sum(statistics[name].count for name in names)
+            statistics.update(dict.fromkeys(few, whole))
             pooled += few
     return pooled

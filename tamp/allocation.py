@@ -71,9 +71,7 @@ def allocate(
 
     keep = sum(sizes) - round(sum(sizes) * share)
     floors = [math.ceil(size * (1 - cap)) for size in sizes]
-    for position in sorted(
-        range(len(sizes)), key=lambda i: (scores[i], i)
-    ):  # rounding up may ask for more than there is
+    for position in sorted(range(len(sizes)), key=lambda i: (scores[i], i)):  # rounding up may ask for too much
         if sum(floors) <= keep:
             break
         floors[position] = math.floor(sizes[position] * (1 - cap))

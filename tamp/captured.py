@@ -173,7 +173,8 @@ def capture(
 
     The blocks of the first sample that reaches them are run; for the others a block stands in for itself and returns what it
     gets, so that every sample shows how the model calls all of its blocks without being computed. One sample of each kind is
-    then walked through the blocks, and must end where the model's own forward pass does.
+    then walked through the blocks, and must end where the model's own forward pass does; in float16, which ends at 65,504,
+    every sample is, to find what overflows before anything is changed.
 
     Args:
         model: a transformers model, in evaluation mode.
@@ -185,7 +186,7 @@ def capture(
         One :class:`Captured` per sample, on the model's device unless they wait elsewhere.
 
     Raises:
-        UserError: if a sample does not fit the model, or walking its blocks is not what the model computes.
+        UserError: if a sample does not fit, something is not finite, or walking the blocks is not what the model computes.
     """
     place = place or onloading.Place(model)
     recorder = _Recorder(model)
@@ -209,6 +210,7 @@ def capture(
                     f"Sample {number} has {modality.shape[1]} token ids but {entered.hidden.shape[-2]} hidden states: "
                     "its processor must write one id per visual token."
                 )
+            finite(0, number, (), entered.hidden, "its input")
             entered.modality, entered.source, entered.padded = modality, sample, bool((modality < 0).any())
             entered.wait(place.states)
             captured.append(entered)
@@ -276,25 +278,56 @@ def _walk_each_kind(model: nn.Module, captured: Sequence[Captured], place: onloa
         Names inside the model of the matrices that are not called when their block runs.
 
     Raises:
-        UserError: see :func:`check_end`.
+        UserError: see :func:`finite` and :func:`check_end`.
     """
-    walked = copies(one_of_each_kind(model, captured))
+    kinds = {id(sample) for sample in one_of_each_kind(model, captured)}
+    chosen = {n: each for n, each in enumerate(captured) if id(each) in kinds or each.hidden.dtype == torch.float16}
+    walked = copies(chosen.values())
     unused = set()
     for position, (name, block) in enumerate(place.blocks.items()):
         linears = {each: matrix.module for each, matrix in models.linears(block).items() if matrix.expert is None}
         called: set[str] = set()
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def note(each: str, called: set[str] = called):
-            return lambda *_: called.add(each)
+        def note(each: str, seen: dict = seen):
+            return lambda module, args, output: seen.update({each: (args[0], hidden_of(output))})
 
         watch = passes.hooks(*(module.register_forward_hook(note(each)) for each, module in linears.items()))
         with place.block(position), watch:
-            for sample in walked:
+            for number, sample in zip(chosen, walked):
                 sample.go_on(model, block, position)
+                finite(position, number, seen.items(), sample.hidden)
+                called |= seen.keys()
+                seen.clear()
         # one of a list of modules may be an expert that other samples reach
         unused |= {f"{name}.{each}" for each in linears.keys() - called if called and not in_a_list(each)}
     check_end(model, walked)
     return frozenset(unused)
+
+
+def finite(position: int, number: int, seen: Iterable[tuple], hidden: Tensor, what: str = "its output") -> None:
+    """Check what entered and left the matrices of a block, by name, and what left the block, for NaN and infinity.
+
+    Raises:
+        UserError: naming block, matrix, sample and type.
+    """
+    named, known = {}, set()
+    for name, (inputs, outputs) in seen:
+        if inputs.data_ptr() not in known:
+            known.add(inputs.data_ptr())
+            named[f"the input of {name}"] = inputs
+        named[f"the output of {name}"] = outputs
+    named[what] = hidden
+    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in named.values()])
+    if not norms.sum().isfinite():  # one look on the host; statistics are squares, so what overflows here is of no use
+        what, tensor = next(pair for pair, norm in zip(named.items(), norms) if not norm.isfinite())
+        kind, half = str(tensor.dtype).removeprefix("torch."), tensor.dtype == torch.float16
+        large = f"values up to {tensor.abs().max():.0e}, whose squares overflow" if tensor.isfinite().all() else ""
+        raise UserError(
+            f"Block {position}, sample {number}: {what} holds {large or 'NaN or infinity'} in {kind}"
+            f"{', which ends at 65,504' * half}. Load the model in {'bfloat16 or ' * (kind != 'bfloat16')}float32 (dtype, "
+            f"--dtype){', or leave the sample out' * (not half)}."
+        )
 
 
 @torch.no_grad()

@@ -6,26 +6,16 @@ float64 where a sum or a factorisation would otherwise lose small parts or depen
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tamp import masks
-from tamp.accumulators import FEW, Covariance, Hessian, MeanSquare, Variance, add, add_shared, exact_type, pool
+from tamp.accumulators import FEW, STRIP, Covariance, Hessian, MeanSquare, Variance, add, add_shared, exact_type, pool
 from tamp.methods import Criterion, Option
 
-__all__ = [
-    "CRITERIA",
-    "FEW",
-    "Covariance",
-    "Hessian",
-    "MeanSquare",
-    "Variance",
-    "add",
-    "add_shared",
-    "magnitude",
-    "pool",
-]
+__all__ = ["CRITERIA", "FEW", "Covariance", "Hessian", "MeanSquare", "Variance", "add", "add_shared", "pool"]
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -74,7 +64,7 @@ def ria(weight: Tensor, mean_square: Tensor) -> Tensor:
 
 def sparsegpt(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | tuple[Tensor, Tensor],
     sparsity: float | None = None,
     pattern: str | None = None,
     *,
@@ -92,7 +82,7 @@ def sparsegpt(
 
     Args:
         weight: (out, in).
-        hessian: (in, in), on any scale, from :class:`Hessian`.
+        hessian: (in, in), on any scale, from :class:`Hessian`; or what :func:`spreading` gives for one.
         sparsity: share of weights to drop, in [0, 1).
         pattern: instead, ``"n:m"``.
         drop: instead, the exact number of weights to drop.
@@ -108,9 +98,11 @@ def sparsegpt(
     if (sparsity is not None) + (pattern is not None) + (drop is not None) != 1:
         raise ValueError("give exactly one of sparsity, pattern and drop")
     rows, columns = weight.shape
-    if hessian.shape != (columns, columns):
+    given = isinstance(hessian, tuple)
+    shape = (hessian[0] if given else hessian).shape
+    if shape != (columns, columns):
         raise ValueError(
-            f"a weight with {columns} inputs needs a Hessian of shape {(columns, columns)}, not {tuple(hessian.shape)}"
+            f"a weight with {columns} inputs needs a Hessian of shape {(columns, columns)}, not {tuple(shape)}"
         )
     if block < 1 or not damping >= 0:
         raise ValueError(f"block must be at least 1 and damping at least 0, not {block} and {damping}")
@@ -124,67 +116,118 @@ def sparsegpt(
     if drop is not None and not 0 <= drop <= rows * columns:
         raise ValueError(f"cannot drop {drop} of {rows * columns} weights")
 
-    updated = weight.float().clone()
-    hessian = hessian.float().clone()
-    if not (updated.isfinite().all() and hessian.isfinite().all()):
-        raise ValueError("the weight or the Hessian holds NaN or infinity")
+    if not torch.stack(weight.aminmax()).isfinite().all():
+        raise ValueError("the weight holds NaN or infinity")
+    factor, dead = hessian if given else spreading(hessian, damping)
+    updated = weight.to(torch.float32, copy=True)
     zero = updated == 0
     alive = (~zero).sum(0).cumsum(0).tolist()  # (in,), up to and with each column
     fresh = max((drop or 0) - rows * columns + alive[-1], 0)  # to drop beyond the zeros
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    if not dead.all():
-        hessian /= diagonal[~dead].mean()  # the 1 that dead inputs get is then on the scale of the others
-    diagonal[dead] = 1
     updated[:, dead] = 0
-    diagonal += damping * diagonal.mean()
-    for dtype in dict.fromkeys((exact_type(hessian.device), torch.float64)):
-        factor = _spreading(hessian.to(dtype))
-        if factor is not None:
-            break
-    else:
-        raise ValueError(f"the Hessian is not positive definite: use more tokens or a damping above {damping}")
-
     dropped = 0
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         part = updated[:, start:stop]  # (out, block), a view
-        spread = factor[start:stop, start:stop]
-        scale = spread.diagonal()
-        gone = zero[:, start:stop]
+        spread, gone = factor[start:stop, start:stop], zero[:, start:stop]
         if drop is not None:
             due = rows * stop - alive[stop - 1] + fresh * alive[stop - 1] // max(alive[-1], 1) - dropped
             dropped += due
-            smallest = (part / scale).square().masked_fill(gone, -1).flatten().argsort(stable=True)[:due]
+            smallest = (part / spread.diagonal()).square().masked_fill(gone, -1).flatten().argsort(stable=True)[:due]
             mask = torch.zeros(part.numel(), dtype=torch.bool, device=part.device)
             mask[smallest] = True
             mask = mask.reshape(part.shape)
         else:
             mask = torch.zeros_like(part, dtype=torch.bool)
-        errors = torch.zeros_like(part)
-        for j in range(stop - start):
-            if drop is None and j % m == 0:  # the group's weights have absorbed the errors of the columns before it
-                group, old = (part[:, j : j + m] / scale[j : j + m]).square(), gone[:, j : j + m]
-                mask[:, j : j + m] = masks.n_of_m(group.masked_fill(old, -1), n, m) | old
-            column = part[:, j].clone()
-            kept = column.masked_fill(mask[:, j], 0)
-            errors[:, j] = (column - kept) / scale[j]
-            part[:, j:] -= errors[:, j : j + 1] * spread[j, j:]
-            part[:, j] = kept
+        errors = _take_columns(part, spread, mask, gone, None if pattern is None else (n, m))
         updated[:, stop:] -= errors @ factor[start:stop, stop:]
     return updated.to(weight.dtype)
 
 
-def _spreading(hessian: Tensor) -> Tensor | None:
-    """Factor the inverse of a Hessian, (in, in): row j says how column j's error spreads to the right; None if it fails."""
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    upper, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if (failed | failed_too | ~upper.sum().isfinite()).item() else upper.float()
+def _take_columns(part: Tensor, spread: Tensor, mask: Tensor, gone: Tensor, pattern: tuple[int, int] | None) -> Tensor:
+    """Drop what the mask says, column by column, and let the columns to the right absorb it, all in place.
+
+    With a pattern, (n, m), the mask is chosen here, beside what was zero before, ``gone``, (out, block) bool as the mask is.
+
+    Returns:
+        The error of each column, (out, block), on the scale of the factor, ``spread``, (block, block).
+    """
+    scale = spread.diagonal()
+    errors = torch.zeros_like(part)
+    for j in range(part.shape[1]):
+        if (
+            pattern is not None and j % pattern[1] == 0
+        ):  # the group's weights have absorbed the errors of those before it
+            at = slice(j, j + pattern[1])
+            group = (part[:, at] / scale[at]).square().masked_fill(gone[:, at], -1)
+            mask[:, at] = masks.n_of_m(group, *pattern) | gone[:, at]
+        column = part[:, j].clone()
+        kept = column.masked_fill(mask[:, j], 0)
+        errors[:, j] = (column - kept) / scale[j]
+        part[:, j:] -= errors[:, j : j + 1] * spread[j, j:]
+        part[:, j] = kept
+    return errors
+
+
+def spreading(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Factor the inverse of a damped Hessian, (in, in): row j of the factor says how column j's error spreads to the right.
+
+    Returns:
+        The factor, (in, in) float32, upper triangular, and which inputs are always zero, (in,) bool.
+
+    Raises:
+        ValueError: if the Hessian is not finite, or not positive definite.
+    """
+    if not torch.stack(hessian.aminmax()).isfinite().all():
+        raise ValueError("the Hessian holds NaN or infinity")
+    dead = hessian.diagonal() == 0
+    for dtype in dict.fromkeys((exact_type(hessian.device), torch.float64)):
+        matrix = hessian.to(torch.float32, copy=True)
+        diagonal = matrix.diagonal()
+        if not dead.all():
+            matrix /= diagonal[~dead].mean()  # the 1 that dead inputs get is then on the scale of the others
+        diagonal[dead] = 1
+        diagonal += damping * diagonal.mean()
+        matrix = matrix.to(dtype)
+        if hessian.device.type == "cpu":
+            lower, failed = torch.linalg.cholesky_ex(matrix)
+            matrix, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        else:
+            failed, failed_too = _factor(matrix), 0
+        if ((failed + failed_too == 0) & matrix.sum().isfinite()).item():
+            return matrix.float(), dead
+    raise ValueError(f"the Hessian is not positive definite: use more tokens or a damping above {damping}")
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """Put into the place of H, (n, n), the upper triangular U with ``U^T U`` its inverse; return 0 if H has one.
+
+    In strips: ``H = R R^T`` from the last column to the first, and then the inverse of R, which is U. A strip is all that is
+    needed beside H; two factorisations and an inverse would take three matrices of its size.
+    """
+    strips = [slice(start, min(start + STRIP, len(matrix))) for start in range(0, len(matrix), STRIP)]
+    failed = torch.zeros((), dtype=torch.int32, device=matrix.device)
+    for at in reversed(strips):
+        before, after = slice(0, at.start), slice(at.stop, None)
+        strip = matrix[: at.stop, at] - matrix[: at.stop, after] @ matrix[at, after].T
+        lower, code = torch.linalg.cholesky_ex(strip[at].flip(0, 1))
+        failed += code
+        matrix[at, at] = corner = lower.flip(0, 1)
+        matrix[before, at] = torch.linalg.solve_triangular(corner.T, strip[before], upper=False, left=False)
+        matrix[after, at] = 0
+    for at in strips:
+        before, width = slice(0, at.start), at.stop - at.start
+        corner = torch.linalg.solve_triangular(
+            matrix[at, at], torch.eye(width, device=matrix.device).to(matrix), upper=True
+        )
+        matrix[before, at] = matrix[before, before] @ (matrix[before, at] @ -corner)
+        matrix[at, at] = corner
+    return failed
 
 
 def _sparsegpt(weight: Tensor, statistic: Hessian, drop: int, pattern: str | None, options: Mapping) -> Tensor:
     asked = {"pattern": pattern} if pattern else {"drop": drop}
-    return sparsegpt(weight, statistic.value(), damping=options["damping"], block=options["block_size"], **asked)
+    made = statistic.give(partial(spreading, damping=options["damping"]))
+    return sparsegpt(weight, made, block=options["block_size"], **asked)
 
 
 CRITERIA = {

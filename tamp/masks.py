@@ -5,7 +5,6 @@ boolean and True means *drop*. Equal entries are dropped in the order of their c
 """
 
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 from numbers import Real
 
@@ -118,28 +117,3 @@ def n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
         rank[..., :place] += other < groups[..., :place]
         rank[..., place + 1 :] += other <= groups[..., place + 1 :]
     return (rank < n).reshape(rows, columns)
-
-
-@torch.no_grad()
-def apply(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Set weights (out, in) to zero in place where the masks of their names say so."""
-    for name in masks:
-        weights[name].masked_fill_(masks[name].to(weights[name].device), 0)
-
-
-def verify(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """Count weights that are not zero although their mask says so, ``{name: count}`` of the matrices with any."""
-    left = {name: int((weights[name][masks[name].to(weights[name].device)] != 0).sum()) for name in masks}
-    return {name: count for name, count in left.items() if count}
-
-
-def iou(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Return the share of the weights dropped by either of two sets of masks that both drop; 1 if neither drops any."""
-    both = sum(int((first[name] & second[name]).sum()) for name in first)
-    either = sum(int((first[name] | second[name]).sum()) for name in first)
-    return both / either if either else 1.0
-
-
-def union(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return masks that drop what either of two sets of masks drops."""
-    return {name: first[name] | second[name] for name in first}

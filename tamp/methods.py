@@ -127,8 +127,8 @@ class Update(Method):
     """What the kept weights do once the mask is chosen.
 
     Attributes:
-        apply: ``(weight, choose, hessian, options) -> weight``, (out, in) each; ``choose(weight, share=1.0)`` gives the mask
-            that drops this share of all that are due; None to leave the kept weights as they are.
+        apply: ``(weight, choose, statistic, options) -> weight``, (out, in) each; ``choose(weight, share=1.0)`` gives the
+            mask that drops this share of all that are due; None to leave the kept weights as they are.
         statistic: ``(width, device) -> accumulator`` of the inputs.
     """
 

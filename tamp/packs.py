@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from tamp import files, masks, models
+from tamp import files, models
 from tamp.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -91,10 +91,10 @@ def apply(model: nn.Module, pack: Pack) -> None:
         UserError: if the pack was made for other matrices, before any weight is touched.
     """
     linears = models.all_linears(model)
-    check(pack, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, models.name_of(model))
+    check(pack, {name: linear.weight.shape for name, linear in linears.items()}, models.name_of(model))
     if pack.dense and pack.dense != models.fingerprint(model):
         log.warning("The masks were made for other weights (%s) than those of this model.", pack.model or "not named")
-    masks.apply({name: linear.weight for name, linear in linears.items()}, pack)
+    drop({name: linear.weight for name, linear in linears.items()}, pack)
 
 
 def verify(model: nn.Module, pack: Pack) -> dict[str, int]:
@@ -107,8 +107,8 @@ def verify(model: nn.Module, pack: Pack) -> dict[str, int]:
         UserError: if the pack was made for other matrices.
     """
     linears = models.all_linears(model)
-    check(pack, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, models.name_of(model))
-    return masks.verify({name: linear.weight for name, linear in linears.items()}, pack)
+    check(pack, {name: linear.weight.shape for name, linear in linears.items()}, models.name_of(model))
+    return left({name: linear.weight for name, linear in linears.items()}, pack)
 
 
 def iou(first: Pack, second: Pack) -> float:
@@ -118,7 +118,7 @@ def iou(first: Pack, second: Pack) -> float:
         UserError: if they are for different matrices.
     """
     check(second, first.shapes, first.model)
-    return masks.iou(first, second)
+    return overlap(first, second)
 
 
 def union(first: Pack, second: Pack) -> Pack:
@@ -130,6 +130,26 @@ def union(first: Pack, second: Pack) -> Pack:
     check(second, first.shapes, first.model)
     dense = first.dense if first.dense == second.dense else ""
     return pack(((name, first[name] | second[name]) for name in first), first.model, dense)
+
+
+@torch.no_grad()
+def drop(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Set weights (out, in) to zero in place where the masks of their names say so."""
+    for name in masks:
+        weights[name].masked_fill_(masks[name].to(weights[name].device), 0)
+
+
+def left(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Count weights that are not zero although their mask says so, ``{name: count}`` of the matrices with any."""
+    counts = {name: int((weights[name][masks[name].to(weights[name].device)] != 0).sum()) for name in masks}
+    return {name: count for name, count in counts.items() if count}
+
+
+def overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Return the share of the weights dropped by either of two sets of masks that both drop; 1 if neither drops any."""
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    either = sum(int((first[name] | second[name]).sum()) for name in first)
+    return both / either if either else 1.0
 
 
 def table(first: Pack, second: Pack):
@@ -154,14 +174,14 @@ def table(first: Pack, second: Pack):
                 "weights": one.numel(),
                 "first": one.double().mean().item(),
                 "second": other.double().mean().item(),
-                "iou": masks.iou({name: one}, {name: other}),
+                "iou": overlap({name: one}, {name: other}),
                 "agreement": (one == other).double().mean().item(),
             }
         )
     return pandas.DataFrame(rows)
 
 
-def check(pack: Pack, shapes: dict[str, tuple[int, int]], model: str) -> None:
+def check(pack: Pack, shapes: Mapping[str, Sequence[int]], model: str) -> None:
     """Check that a pack is for matrices of these names and shapes.
 
     Raises:
@@ -193,11 +213,8 @@ def write(pack: Pack, path: str | Path) -> Path:
         raise UserError(f"{path} is a device, to which no masks can be written. Choose another file.")
     said = {"format": FORMAT, "shapes": json.dumps(pack.shapes), "model": pack.model, "dense": pack.dense}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with files.scratch(target) as beside:
-            save_file(pack.bits, beside / target.name, metadata={**said, "fingerprint": pack.fingerprint})
-            (beside / target.name).chmod(beside.stat().st_mode & 0o666)  # safetensors makes its files private
-            (beside / target.name).replace(target)
+        with files.whole(target) as made:
+            save_file(pack.bits, made, metadata={**said, "fingerprint": pack.fingerprint})
     except (SafetensorError, OSError) as error:
         raise UserError(f"Cannot write the masks {path}: {error}. Choose another file.") from error
     return Path(path)

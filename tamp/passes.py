@@ -17,11 +17,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Set a model to evaluation mode and run its modules uncompiled, so that hooks see them; restore both on leaving.
 
     Gradients are off inside; so are inference mode, whose tensors cannot be written to later, autocast, which keeps copies
-    of weights that change, and other defaults of torch for new tensors than float32 on the CPU.
+    of weights that change, other defaults of torch for new tensors than float32 on the CPU, and, on a GPU before Ampere,
+    attention that shares keys among heads (:func:`repeated_keys`).
     """
-    wrapped = any(
-        "_orig_mod" in module._modules for module in model.modules()
-    )  # by torch.compile, which is slow to import
+    wrapped = any("_orig_mod" in module._modules for module in model.modules())  # by torch.compile, slow to import
     eager = torch.compiler.set_stance("force_eager") if wrapped else contextlib.nullcontext()
     training = [module for module in model.modules() if module.training]
     compiled = [(module, call) for module in model.modules() if (call := module._compiled_call_impl) is not None]
@@ -34,8 +33,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            for each in (eager, torch.inference_mode(False), torch.no_grad(), torch.device("cpu")):
+            for each in (eager, torch.inference_mode(False), torch.no_grad(), repeated_keys()):
                 stack.enter_context(each)
+            if torch.get_default_device().type != "cpu":  # inside, every call of torch goes through Python
+                stack.enter_context(torch.device("cpu"))
             yield
     finally:
         torch.set_default_dtype(before)
@@ -43,6 +44,27 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = True
         for module, call in compiled:
             module._compiled_call_impl = call
+
+
+@contextlib.contextmanager
+def repeated_keys() -> Iterator[None]:
+    """Let transformers repeat keys and values for the heads that share them on a GPU before Ampere.
+
+    None of its fused kernels shares them there: attention would be computed step by step, at twice the time of a block.
+    """
+    from transformers.integrations import sdpa_attention
+
+    original = getattr(sdpa_attention, "use_gqa_in_sdpa", lambda *_, **named: False)  # some versions decide elsewhere
+
+    def shares(attention_mask, key, *more, **named) -> bool:
+        old = key.is_cuda and torch.cuda.get_device_capability(key.device) < (8, 0)
+        return not old and original(attention_mask, key, *more, **named)
+
+    sdpa_attention.use_gqa_in_sdpa = shares
+    try:
+        yield
+    finally:
+        sdpa_attention.use_gqa_in_sdpa = original
 
 
 @contextlib.contextmanager

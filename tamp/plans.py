@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -59,8 +58,7 @@ class Plan:
         groups = f" in groups of {masks.parse_pattern(self.pattern)[1]}" if self.pattern else ""
         spread = table.groupby(kinds, sort=False)["sparsity"].agg(["min", "mean", "max"])
         return (
-            f"{self.allocation} for {self.model}: {self.sparsity:.4%} of {sum(self.sizes):,} weights"
-            f"{groups}\n"
+            f"{self.allocation} for {self.model}: {self.sparsity:.4%} of {sum(self.sizes):,} weights{groups}\n"
             f"{spread.to_string(float_format='{:.3f}'.format)}"
         )
 
@@ -103,9 +101,8 @@ class Plan:
         except ValueError as error:
             raise UserError(f"{path}: {error!s:.200}.") from error
         either = (self.pattern or "").startswith(masks.DENSE)
-        for name, size, drop, score in zip(
-            self.linears, self.sizes, self.drops, self.scores or [0.0] * len(self.linears)
-        ):
+        scores = self.scores or [0.0] * len(self.linears)
+        for name, size, drop, score in zip(self.linears, self.sizes, self.drops, scores):
             if type(size) is not int or type(drop) is not int or not 0 <= drop <= size or not size:
                 raise UserError(
                     f"{path}: {name} cannot drop {drop} of {size} weights; give a whole number up to {size}."
@@ -160,24 +157,3 @@ SCHEMA = {
     **dict.fromkeys(("allocation", "model", "fingerprint"), str),
 }
 """What a file holds, see :func:`tamp.schema.misfit`."""
-
-
-def distance(drops: Sequence[int], other: Sequence[int]) -> float:
-    """Return the share of the weights dropped by one plan that another with the same total drops in other linears."""
-    return sum(abs(a - b) for a, b in zip(drops, other)) / 2 / max(1, sum(drops))
-
-
-def differences(first: Plan, second: Plan):
-    """Compare two plans for the same linears.
-
-    Returns:
-        A row per linear: linear, weights, first and second (sparsity under each), points (the second minus the first, in
-        percentage points).
-
-    Raises:
-        UserError: if they are not for the same linears.
-    """
-    second.check(dict(zip(first.linears, first.sizes)))
-    table = first.table().drop(columns="score").rename(columns={"sparsity": "first"})
-    table["second"] = table["linear"].map(second.table().set_index("linear")["sparsity"])
-    return table.assign(points=100 * (table["second"] - table["first"]))

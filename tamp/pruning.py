@@ -129,9 +129,10 @@ def prune(
                         collected = collect(step, recipe)
                     pruned = step.position + 1
                     with watch("prune"):
-                        for name, linear in step.linears.items():
-                            seen = collected.statistics.get(name), drops[f"{step.name}.{name}"]
-                            prune_linear(linear, *seen, recipe, collected.hessians.get(name))
+                        for name, linear in step.linears.items():  # what it takes is freed when no other needs it
+                            drop, hessian = drops[f"{step.name}.{name}"], collected.hessians.pop(name, None)
+                            prune_linear(linear, collected.statistics.pop(name, None), drop, recipe, hessian)
+                            del hessian
                     with watch("replay"):
                         error = step.replay()
                     notes.append(collected.note(step) | {"error": error})
@@ -260,10 +261,13 @@ def collect(step: walk.Step, recipe: Recipe) -> Collected:
 
     number = None
     for row in step:
-        if waiting and (not rule.together or (row.sample != number and held >= most)):
+        if waiting and row.sample != number and held >= most:
             add()
             waiting, held = [], 0
         waiting.append(row)
+        if not rule.together:
+            add()
+            waiting = []
         held += row.nbytes() + sum(4 * len(output) ** 2 for output in row.outputs.values())
         number = row.sample
         rows += 1
@@ -314,7 +318,6 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
         weight.zero_()
         return
     _, _, criterion, update = recipe.rules
-    zero = weight == 0
     m = masks.parse_pattern(recipe.pattern)[1] if recipe.pattern else 0
     n = drop * m // weight.numel()
 
@@ -328,6 +331,7 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
             )
         if share == 1 and metric.isnan().any():  # which is neither smaller nor larger than another
             raise UserError(f"The criterion {name_of(recipe.criterion)!r} gives NaN: return a number per weight.")
+        zero = linear.weight == 0
         metric = torch.where(zero, -torch.inf, metric)  # they go first, and all of them
         mask = masks.n_of_m(metric, round(share * n), m) if m else masks.unstructured(metric, drop=round(share * drop))
         return mask | zero
@@ -336,7 +340,7 @@ def prune_linear(linear: models.Matrix, statistic, drop: int, recipe: Recipe, he
         pruned = criterion.update(weight, statistic, drop, f"{n}:{m}" if m else None, recipe.options)
     if update.apply and hessian is not None:
         chosen = (lambda *_: pruned == 0) if criterion.update else choose
-        weight.copy_(update.apply(weight, chosen, hessian.value(), recipe.options))
+        weight.copy_(update.apply(weight, chosen, hessian, recipe.options))
     elif criterion.update:
         weight.copy_(pruned)
     else:

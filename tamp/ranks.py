@@ -5,8 +5,9 @@ the processes in the order of their ranks, so that all of them prune alike. Whic
 needs nobody else. Without a process group everything here does nothing.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -62,12 +63,23 @@ def share(samples: Sequence) -> Sequence:
     return samples[rank() :: size()]
 
 
+@contextlib.contextmanager
+def _with_all() -> Iterator[None]:
+    """Say in a sentence that another process does not answer, as when it was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = f"Another process of this run has ended or does not answer ({str(error).splitlines()[0]:.160})"
+        raise UserError(f"{said}: see what it said last, and start all of them again.") from error
+
+
 def told(value) -> list:
     """Return what every process says here, in the order of their ranks."""
     if size() == 1:
         return [value]
     values = [None] * size()
-    dist.all_gather_object(values, value)
+    with _with_all():
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -78,7 +90,8 @@ def summed(tensor: Tensor) -> Tensor:
     total = torch.zeros_like(tensor)
     for source in range(size()):
         part = tensor.clone() if source == rank() else torch.empty_like(tensor)
-        dist.broadcast(part, source)
+        with _with_all():
+            dist.broadcast(part, source)
         total += part
     return total
 

@@ -5,6 +5,7 @@ of a sum, which depend on the number of threads, do not decide about weights.
 """
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -131,7 +132,7 @@ def ecoflap(step: walk.Step, options: Mapping) -> dict[str, float]:
         A score per matrix, the same for all of the block.
     """
     before = list(models.blocks(step.model).values())[: step.position]
-    weights = [linear.weight for linear in step.linears.values()]
+    weights = {f"{step.name}.{name}": linear.weight for name, linear in step.linears.items()}
     slopes = []
     for number, sample in enumerate(step.samples):
         with passes.replaced(before, lambda *_, returned=sample.returned: returned):
@@ -141,36 +142,40 @@ def ecoflap(step: walk.Step, options: Mapping) -> dict[str, float]:
 
 
 @torch.no_grad()
-def slope(model: nn.Module, sample: dict, weights: list[Tensor], step: float, seed: tuple[int, int]) -> float:
+def slope(model: nn.Module, sample: dict, weights: dict[str, Tensor], step: float, seed: tuple[int, int]) -> float:
     """Estimate how the loss changes along a random direction of some weights, from two evaluations.
 
     Args:
         model: the model that has the weights.
         sample: processor output.
-        weights: moved, and put back.
+        weights: moved, and put back; by name.
         step: how far to move, in both senses.
         seed: of the direction, see :func:`direction`.
     """
-    before = [weight.clone() for weight in weights]
-    parts = (
-        list(direction(weights, seed)) if weights[0].device.type == "cpu" else None
-    )  # a GPU rather draws than holds them
+    before = [weight.clone() for weight in weights.values()]
+    host = all(weight.device.type == "cpu" for weight in weights.values())  # a GPU rather draws than holds them
+    parts = list(direction(weights, seed)) if host else None
     losses = []
     try:
         for sign in (1, -1):
-            for weight, original, part in zip(weights, before, parts or direction(weights, seed)):
+            for weight, original, part in zip(weights.values(), before, parts or direction(weights, seed)):
                 weight.copy_(original.float() + sign * step * part)
             losses.append(text_loss(model, sample).item())
     finally:
-        for weight, original in zip(weights, before):
+        for weight, original in zip(weights.values(), before):
             weight.copy_(original)
     return (losses[0] - losses[1]) / (2 * step)
 
 
-def direction(weights: list[Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
-    """Draw a Gaussian direction, a float32 tensor per weight, on its device; there the same for the same (block, sample)."""
-    random = torch.Generator(weights[0].device).manual_seed(1_000_003 * seed[0] + seed[1])
-    for weight in weights:
+def direction(weights: dict[str, Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
+    """Draw a Gaussian direction, a float32 tensor per weight, on its device: there the same for the same (block, sample).
+
+    On a GPU the name of a weight is part of its seed, so that it depends on no other weight.
+    """
+    random = torch.Generator(next(iter(weights.values())).device).manual_seed(1_000_003 * seed[0] + seed[1])
+    for name, weight in weights.items():
+        if weight.device.type != "cpu":
+            random.manual_seed(zlib.crc32(f"{name} {seed[0]} {seed[1]}".encode()))
         yield torch.randn(weight.shape, generator=random, device=weight.device)
 
 
@@ -182,10 +187,8 @@ def text_loss(model: nn.Module, sample: dict) -> Tensor:
     if not asked.any():
         raise UserError("ECoFLaP needs text to predict, and a calibration sample has none.")
     asking = nn.functional.pad(asked, (0, 1))  # (B, T), the tokens before those: no other logits are computed
-    head = (
-        models.speaker(model).get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][asking],))
-    )
-    with passes.hooks(head):
+    head = models.speaker(model).get_output_embeddings()
+    with passes.hooks(head.register_forward_pre_hook(lambda module, args: (args[0][asking],))):
         logits = models.speaker(model)(**batch, use_cache=False).logits.float()  # (asked, vocabulary)
     return nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked])
 

@@ -128,9 +128,8 @@ def _select(sets: Sequence[tuple], at_least: int = 0, **settings) -> Iterator[tu
     device = sets[0][2].device
     entries = lock_step(device) // 4
     together = min(entries, TOGETHER) if device.type == "cpu" else entries
-    hosts = (
-        torch.cat([modality for *_, modality in sets]).cpu().split([len(modality) for *_, modality in sets])
-    )  # one wait for what is known of all
+    # one wait for what is known of all
+    hosts = torch.cat([modality for *_, modality in sets]).cpu().split([len(modality) for *_, modality in sets])
     hosts = [(host, host[host >= 0]) for host in hosts]
     parts = [
         (position, slice(start, start + step), min(step, count - start) * len(valid) ** 2)

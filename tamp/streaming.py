@@ -93,7 +93,7 @@ def prune(
     if ranks.rank():  # the first process keeps and saves what all of them make
         keeper = Keeper(model, partial(out), resume, overwrite)
         keeper.follow(*ranks.told(None)[0])
-        with told(model, samples, recipe):
+        with told(model, samples, recipe, keeper):
             return pruning.prune(model, samples, recipe, progress, plan, allow_partial, **where, keeper=keeper)
     with kept(model, out, resume, overwrite) as keeper:
         keeper.open(fingerprint(model, samples, recipe, plan, device))

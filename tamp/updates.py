@@ -21,10 +21,13 @@ SAFE = 0.05
 """Damping from which rounding in float32 cannot make a step a wrong one: no eigenvalue is then near what it adds up to."""
 
 
+ENTRIES = 2**22  # of a weight, whose rows are moved at once on a GPU
+
+
 def least_squares(
     weight: Tensor,
     mask: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | tuple[Tensor, Tensor],
     *,
     damping: float = 0.1,
     steps: int = 10,
@@ -41,7 +44,7 @@ def least_squares(
     Args:
         weight: (out, in), dense.
         mask: (out, in) bool, True = dropped.
-        hessian: (in, in), on any scale, see :class:`tamp.criteria.Hessian`.
+        hessian: (in, in), on any scale, see :class:`tamp.criteria.Hessian`; or what :func:`_scaled` gives for one.
         damping: how much the dense weights are held on to, as a share of an input's own square.
         steps: at most so many.
         tolerance: of the residual, relative.
@@ -54,12 +57,17 @@ def least_squares(
     Raises:
         ValueError: if the shapes do not fit.
     """
-    if mask.shape != weight.shape or hessian.shape != (weight.shape[1],) * 2:
+    given = isinstance(hessian, tuple)
+    if mask.shape != weight.shape or (hessian[0] if given else hessian).shape != (weight.shape[1],) * 2:
         raise ValueError(
             f"a weight of shape {tuple(weight.shape)} needs a mask of that shape and a Hessian of "
-            f"{(weight.shape[1],) * 2}, not {tuple(mask.shape)} and {tuple(hessian.shape)}"
+            f"{(weight.shape[1],) * 2}, not {tuple(mask.shape)} and {tuple((hessian[0] if given else hessian).shape)}"
         )
-    matrix, scale = _scaled(hessian, damping)
+    matrix, scale = hessian if given else _scaled(hessian.float().clone(), damping)
+    if weight.device.type != "cpu" and weight.numel() > ENTRIES:  # on a CPU the steps of all rows end together
+        many, how = max(1, ENTRIES // weight.shape[1]), {"damping": damping, "steps": steps}
+        parts = [weight.split(many), mask.split(many), [None] * len(weight) if start is None else start.split(many)]
+        return torch.cat([least_squares(w, m, (matrix, scale), start=s, **how) for w, m, s in zip(*parts)])
     kept = ~mask
     dense = weight.float() * scale
     change = torch.where(mask, -dense, 0) if start is None else start.float() * scale - dense  # (out, in)
@@ -91,7 +99,7 @@ def least_squares(
 def admm(
     weight: Tensor,
     choose: Callable[[Tensor, float], Tensor],
-    hessian: Tensor,
+    hessian: Tensor | tuple[Tensor, Tensor],
     *,
     damping: float = 0.1,
     penalty: float = 1.0,
@@ -118,11 +126,12 @@ def admm(
     """
     if (whole(steps) or 0) < 1:
         raise ValueError(f"ADMM takes a whole number of steps, at least one, not {steps!r}")
-    matrix, scale = _scaled(hessian, damping)
+    given = isinstance(hessian, tuple)
+    matrix, scale = (hessian[0].clone(), hessian[1]) if given else _scaled(hessian.float().clone(), damping)
     dense = weight.float() * scale
     target = dense @ matrix
     matrix.diagonal().add_(penalty)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix, out=matrix), out=matrix)
     base = target @ inverse
     solved, multiplier = dense, torch.zeros_like(dense)
     growing = max(3 * steps // 4, 1)
@@ -136,11 +145,12 @@ def admm(
     return mask, solved.masked_fill(mask, 0) / scale
 
 
-def _scaled(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Scale the inputs so that the diagonal of H is one, and add the damping; return both, (in, in) and (in,)."""
-    scale = hessian.diagonal().float().clamp(min=0).sqrt()
+def _scaled(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Scale the inputs in place so that the diagonal of H is one, and add the damping; return both, (in, in) and (in,)."""
+    scale = matrix.diagonal().clamp(min=0).sqrt()
     scale = torch.where(scale > 0, scale, 1)
-    matrix = hessian.float() / scale / scale[:, None]
+    matrix /= scale
+    matrix /= scale[:, None]
     matrix.diagonal().add_(damping)
     return matrix, scale
 
@@ -160,20 +170,20 @@ def tokens(row, options: Mapping) -> Mapping[str, Tensor | None]:
     return by_matrix(row, chosen)
 
 
-def _least_squares(weight: Tensor, choose: Callable, hessian: Tensor, options: Mapping) -> Tensor:
-    return least_squares(
-        weight, choose(weight), hessian, damping=options["update_damping"], steps=options["update_steps"]
-    )
-
-
-def _admm(weight: Tensor, choose: Callable, hessian: Tensor, options: Mapping) -> Tensor:
+def _least_squares(weight: Tensor, choose: Callable, statistic: Hessian, options: Mapping) -> Tensor:
     damping = options["update_damping"]
-    mask, start = admm(weight, choose, hessian, damping=damping, steps=options["admm_steps"])
-    return least_squares(weight, mask, hessian, damping=damping, steps=FINISH, start=start)
+    scaled = statistic.give(partial(_scaled, damping=damping))
+    return least_squares(weight, choose(weight), scaled, damping=damping, steps=options["update_steps"])
 
 
-FINISH = 4
-"""Steps of conjugate gradients after ADMM, which ends near the optimum."""
+def _admm(weight: Tensor, choose: Callable, statistic: Hessian, options: Mapping) -> Tensor:
+    damping = options["update_damping"]
+    scaled = statistic.give(partial(_scaled, damping=damping))
+    mask, start = admm(weight, choose, scaled, damping=damping, steps=options["admm_steps"])
+    return least_squares(weight, mask, scaled, damping=damping, steps=FINISH, start=start)
+
+
+FINISH = 4  # steps of conjugate gradients after ADMM, which ends near the optimum
 
 _OPTIONS = {
     "update_tokens": Option(

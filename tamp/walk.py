@@ -6,6 +6,7 @@ Every pass over a model, in the package and in the notebooks, is a loop over :fu
 
 import collections
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from tamp import models, passes, ranks
 from tamp.attention import attention_row, last_valid
-from tamp.captured import Captured, capture, copies, hidden_of
+from tamp.captured import Captured, capture, copies, finite, hidden_of
 from tamp.errors import UserError
 from tamp.onloading import Place, away
-from tamp.watching import Seen, matrix_tokens
+from tamp.watching import matrix_tokens
 
 __all__ = ["Captured", "Row", "Step", "capture", "copies", "reached", "walk"]
 
@@ -127,7 +128,7 @@ class Step:
                 if watched:
                     watched.last = last_valid(sample.modality)
                 after = sample.run(self.block, self.position, entering)
-            finite(self.position, number, tokens, after)
+            finite(self.position, number, ((name, (each.inputs, each.outputs)) for name, each in tokens.items()), after)
             attention = (
                 watched.value if watched and watched.value is not None and watched.value.shape == shape else None
             )
@@ -150,6 +151,7 @@ class Step:
                     {name: places for name, (_, _, places, _) in parts.items() if places is not None},
                     {name: gates for name, (*_, gates) in parts.items() if gates is not None},
                 )
+                del parts  # before the next sample runs
 
     @torch.no_grad()
     def replay(self) -> float | None:
@@ -160,6 +162,7 @@ class Step:
             to its input. None without samples.
 
         Raises:
+            UserError: if something that it gives is not finite.
             ValueError: if not all rows were read before.
         """
         if not self.samples:
@@ -179,6 +182,9 @@ class Step:
             sums += torch.stack([part.float().square().sum(dtype=torch.float64) for part in parts])
             sample.hidden = hidden_of(sample.last)
         wrong, added = ranks.summed(sums).tolist()
+        if not math.isfinite(wrong):
+            for number, sample in enumerate(self.samples):
+                finite(self.position, number, (), sample.hidden, "its output, once it was changed,")
         return (wrong / added) ** 0.5 if added else 0.0
 
     @torch.no_grad()
@@ -256,27 +262,3 @@ def reached(model: nn.Module, captured: Sequence[Captured]) -> dict[str, models.
     """Return the matrices of a model by name, without those that no sample's blocks ever call."""
     unused = {name for sample in captured for name in sample.unused}
     return {name: matrix for name, matrix in models.all_linears(model).items() if name not in unused}
-
-
-def finite(position: int, number: int, tokens: dict[str, Seen], hidden: Tensor) -> None:
-    """Check the activations of a block for NaN and infinity.
-
-    Raises:
-        UserError: naming block, linear and sample.
-    """
-    named = {}
-    seen = set()
-    for name, each in tokens.items():
-        if each.inputs.data_ptr() not in seen:
-            seen.add(each.inputs.data_ptr())
-            named[f"the input of {name}"] = each.inputs
-        named[f"the output of {name}"] = each.outputs
-    named["its output"] = hidden
-    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in named.values()])
-    if not norms.sum().isfinite():  # one look on the host; statistics are squares, so what overflows here is of no use
-        what, tensor = next(pair for pair, norm in zip(named.items(), norms) if not norm.isfinite())
-        large = f"values up to {tensor.abs().max():.0e}, whose squares overflow" if tensor.isfinite().all() else ""
-        raise UserError(
-            f"Block {position}, sample {number}: {what} holds {large or 'NaN or infinity'}. Check the sample, or load "
-            "the model in bfloat16 or float32."
-        )

@@ -9,7 +9,7 @@ import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = Path(__file__).parents[1]
@@ -301,7 +301,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """What does not come by as an operation: numbers of Python made into tensors, and attention, which asks for kernels."""
+    """What does not come by as an operation: numbers of Python made into tensors, and devices by name."""
 
     def __init__(self, recorder: Recorder):
         super().__init__()
@@ -325,40 +325,53 @@ class _Functions(TorchFunctionMode):
             if not rest and not kwargs:
                 return args[0]
             args = (args[0], *rest)
-        if func is nn.functional.scaled_dot_product_attention and isinstance(args[0], Pretended):
-            tensors = _leaves((args, kwargs))
-            self.recorder._check("attention", tensors, [])
-            parts = tree_map(_held, (args, kwargs))
-            if any(tensor.is_meta for tensor in _leaves(parts)):
-                out = torch.empty_like(parts[0][0])
-            else:
-                out = func(*parts[0], **parts[1])
-            self.recorder.launches.append(
-                Launch("attention", _line(), tuple(map(_shape, map(_held, tensors))), (_shape(out),))
-            )
-            return self.recorder.wrap(out)
         return func(*args, **kwargs)
 
 
+def _attention(recorder: Recorder, original):
+    """Return attention as one kernel; PyTorch would choose among those of the device that it thinks a tensor is on."""
+
+    def attend(*args, **kwargs) -> Tensor:
+        tensors = _leaves((args, kwargs))
+        if not isinstance(args[0], Pretended):
+            return original(*args, **kwargs)
+        recorder._check("attention", tensors, [])
+        parts = tree_map(_held, (args, kwargs))
+        shapes = any(tensor.is_meta for tensor in _leaves(parts))
+        out = torch.empty_like(parts[0][0]) if shapes else original(*parts[0], **parts[1])
+        with _disable_current_modes():  # what is noted is nowhere
+            shapes = tuple(map(_shape, map(_held, tensors))), (_shape(out),)
+        recorder.launches.append(Launch("attention", _line(), *shapes))
+        return recorder.wrap(out)
+
+    return attend
+
+
 @contextlib.contextmanager
-def device(numbers: bool = True) -> Iterator[Recorder]:
+def device(numbers: bool = True, capability: tuple[int, int] = (9, 0)) -> Iterator[Recorder]:
     """Pretend that there is a ``cuda:0``; yield what is recorded on it.
 
     Args:
         numbers: compute; otherwise tensors made on the device, and models moved to it, have shapes alone.
+        capability: of the device, (major, minor).
     """
     recorder = Recorder(numbers)
     _now.append(recorder)
     nothing = dict.fromkeys(("_lazy_init", "synchronize", "reset_peak_memory_stats"), lambda *ignored: None)
     answers = {
         "max_memory_allocated": lambda *ignored: recorder.peak,
-        "get_device_capability": lambda *ignored: (9, 0),
+        "get_device_capability": lambda *ignored: capability,
         "mem_get_info": lambda *ignored: (2**34, 2**34),
     }
     try:
         with (
             mock.patch.multiple(torch.cuda, **nothing, **answers),
             mock.patch.object(torch, "Generator", _Generator),
+            mock.patch.object(
+                nn.functional,
+                "scaled_dot_product_attention",
+                _attention(recorder, nn.functional.scaled_dot_product_attention),
+            ),
             _Functions(recorder),
             _Operations(recorder),
         ):
@@ -384,7 +397,7 @@ def move(model: nn.Module, recorder: Recorder) -> nn.Module:
     return model
 
 
-def direction(weights: Sequence[Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
+def direction(weights: dict[str, Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
     """Draw ECoFLaP's directions on the CPU, where those of a device would be others: in place of tamp.scores.direction."""
     random = torch._C.Generator().manual_seed(1_000_003 * seed[0] + seed[1])
-    return (torch.randn(weight.shape, generator=random).to(weight.device) for weight in weights)
+    return (torch.randn(weight.shape, generator=random).to(weight.device) for weight in weights.values())

@@ -1,13 +1,15 @@
 """What the methods do on a GPU, on a pretended one: no mix of devices, the CPU's masks, and few waits, kernels and bytes."""
 
+import numpy as np
 import pretend
 import pytest
 import tiny
 import torch
 import transformers
+from transformers.integrations import sdpa_attention
 
 import tamp
-from tamp import criteria, masks, planning, pruning, scores, selection, walk
+from tamp import accumulators, criteria, masks, planning, pruning, scores, selection, updates, walk
 from tamp.captured import Captured
 from tamp.recipe import PRESETS
 
@@ -84,6 +86,25 @@ def test_kernels_bytes_and_the_peak_are_counted():
         del double
         assert recorder.held == 4096
     assert [launch.nbytes for launch in recorder.launches] == [4096, 2 * 2048, 3 * 4096]
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_keys_are_repeated_where_no_kernel_shares_them(capability, monkeypatch):
+    """On compute capability 7.5, sharing them between heads leads to the kernel that is no kernel."""
+    attention, shared = torch.nn.functional.scaled_dot_product_attention, []
+
+    def note(*args, **kwargs):
+        shared.append(kwargs.get("enable_gqa", False))
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
+    model, samples = tiny.build("llama")
+    before = sdpa_attention.use_gqa_in_sdpa
+    with pretend.device(capability=capability) as recorder:
+        pretend.move(model, recorder)
+        tamp.prune(model, samples[:1], tamp.Recipe(), progress=False)
+    assert len(shared) > 6 and set(shared) == {capability >= (8, 0)}
+    assert sdpa_attention.use_gqa_in_sdpa is before
 
 
 def draw(seed: int, tokens: int, linears: int, dtype: torch.dtype):
@@ -173,8 +194,9 @@ def test_the_host_waits_seldom_per_block_and_sample(preset, allowed):
 BLOCK = 436_207_616  # bytes in bfloat16: 2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336 weights
 
 
-def test_a_block_of_8b_takes_less_than_two_gigabytes_and_a_third():
-    """One block of Llama 3 8B and one sample of 2,900 tokens, shapes alone: the weights, what the block runs on, cosines."""
+@pytest.fixture
+def block_of_8b():
+    """One block of Llama 3 8B and one sample of 2,900 tokens on a pretended device, shapes alone: a walk and a recorder."""
     config = transformers.LlamaConfig(
         hidden_size=4096,
         intermediate_size=14336,
@@ -185,7 +207,6 @@ def test_a_block_of_8b_takes_less_than_two_gigabytes_and_a_third():
     )
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    recipe = tamp.Recipe.preset("tamp", sparsity=0.5)
     with pretend.device(numbers=False) as recorder:
         pretend.move(model, recorder)
         assert BLOCK < recorder.held < 1.01 * BLOCK
@@ -194,22 +215,120 @@ def test_a_block_of_8b_takes_less_than_two_gigabytes_and_a_third():
         calls = [((), {"position_embeddings": tuple(angles), "attention_mask": None})]
         modality = recorder.wrap(torch.tensor([[2] * 4 + [0] * 2880 + [2] * 16], dtype=torch.int8))
         sample = Captured(state, calls, modality, {})
+        del state
         recorder.reset()
-        for step in walk.walk(model, [sample], attention=True, change=True):
-            collected = pruning.collect(step, recipe)
-            for name, linear in step.linears.items():
-                metric = criteria.wanda(linear.weight, collected.statistics[name].value())
-                linear.weight.masked_fill_(masks.unstructured(metric, drop=metric.numel() // 2 + 77), 0)
-            step.replay()
+        yield model, [sample, *walk.copies([sample])], recorder
+
+
+def test_a_block_of_8b_takes_less_than_two_gigabytes_and_a_third(block_of_8b):
+    """The weights, what the block runs on, cosines."""
+    model, samples, recorder = block_of_8b
+    recipe = tamp.Recipe.preset("tamp", sparsity=0.5)
+    for step in walk.walk(model, samples[:1], attention=True, change=True):
+        collected = pruning.collect(step, recipe)
+        for name, linear in step.linears.items():
+            metric = criteria.wanda(linear.weight, collected.statistics[name].value())
+            linear.weight.masked_fill_(masks.unstructured(metric, drop=metric.numel() // 2 + 77), 0)
+        step.replay()
     assert 4 * 7 * 2900**2 + BLOCK < recorder.peak < 2.3e9, (recorder.peak, recorder.peak_where)
 
 
-def test_ecoflap_draws_its_directions_on_the_device():
+DOWN = 4 * 14336**2  # bytes of the largest Hessian
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda:update=least_squares"])
+def test_a_block_of_8b_takes_no_more_with_hessians(method, block_of_8b, monkeypatch):
+    """Beside the block: the sums of all inputs while it runs, then those of the widest and what is made of them."""
+    monkeypatch.setattr(criteria, "_take_columns", lambda part, *_: torch.zeros_like(part))  # one kernel per column
+    model, samples, recorder = block_of_8b
+    recipe = tamp.Recipe.spelled(method, 0.5)
+    for step in walk.walk(model, samples, change=True):
+        collected = pruning.collect(step, recipe)
+        gathered = recorder.peak
+        assert DOWN < recorder.held - BLOCK < 1.5 * DOWN
+        for name, linear in step.linears.items():
+            statistic, hessian = collected.statistics.pop(name), collected.hessians.pop(name, None)
+            if hessian is None:
+                pruning.prune_linear(linear, statistic, linear.weight.numel() // 2, recipe)
+                continue
+            mask = torch.ones(linear.weight.shape, dtype=torch.bool, device="cuda")
+            apply = updates.UPDATES[recipe.update].apply
+            linear.weight.copy_(apply(linear.weight, lambda *_, mask=mask: mask, hessian, recipe.options))
+        step.replay()
+    assert BLOCK + 2 * DOWN < max(gathered, recorder.peak) < 2.3e9, (gathered, recorder.peak, recorder.peak_where)
+
+
+@pytest.mark.parametrize("strip", [5, 16, 64])
+def test_a_factor_in_place_is_that_of_the_inverse(strip, monkeypatch):
+    """Against numpy: U upper triangular with U'U the inverse of the damped Hessian; dead inputs apart from the others."""
+    monkeypatch.setattr(criteria, "STRIP", strip)
+    monkeypatch.setattr(accumulators, "STRIP", strip)
+    tokens = torch.randn(200, 48, generator=torch.Generator().manual_seed(0)) @ torch.randn(48, 48) / 7
+    tokens[:, [3, 40]] = 0
+    with pretend.device() as recorder:
+        sums = criteria.Hessian(48, "cuda")
+        sums.add(tokens.to("cuda"))
+        recorder.reset()
+        factor, dead = criteria.spreading(sums.value(), 0.01)
+        assert recorder.n_waits() <= 4
+    moments = tokens.double().numpy().T @ tokens.double().numpy() / 200
+    np.testing.assert_allclose(sums.total.held / 200, moments, atol=1e-4)
+    alive = np.delete(np.arange(48), [3, 40])
+    expected = moments / moments.diagonal()[alive].mean()
+    expected[[3, 40], [3, 40]] = 1
+    expected += 0.01 * expected.diagonal().mean() * np.eye(48)
+    found = factor.held.double().numpy()
+    assert dead.held.nonzero().flatten().tolist() == [3, 40] and not np.tril(found, -1).any()
+    np.testing.assert_allclose(found.T @ found @ expected, np.eye(48), atol=2e-3)
+
+
+def test_a_hessian_that_has_no_factor_is_refused_on_a_device_too():
+    with pretend.device():
+        for bad, said in (
+            (torch.tensor([[1.0, 2], [2, 1]]), "positive definite"),
+            (torch.full((4, 4), torch.inf), "NaN or infinity"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                criteria.spreading(bad.to("cuda"), 0.01)
+
+
+def test_matrices_with_one_input_share_one_factor(monkeypatch):
+    """q, k and v; o; gate and up; down: four of seven, and none is left when the block is done."""
+    made, factor = [], criteria.spreading
+
+    def note(hessian, damping):
+        made.append(tuple(hessian.shape))
+        return factor(hessian, damping)
+
+    monkeypatch.setattr(criteria, "spreading", note)
+    pruned("llama", "sparsegpt")
+    assert made == [(32, 32), (32, 32), (32, 32), (48, 48)] * 3
+
+
+def test_rows_that_are_moved_apart_are_moved_as_together(monkeypatch):
+    weight, chance = torch.randn(40, 24), torch.Generator().manual_seed(1)
+    inputs = torch.randn(300, 24, generator=chance) @ torch.randn(24, 24, generator=chance)
+    mask = torch.rand(40, 24, generator=chance) < 0.5
+    found = []
+    for entries in (updates.ENTRIES, 100):
+        monkeypatch.setattr(updates, "ENTRIES", entries)
+        with pretend.device():
+            moved = [each.to("cuda") for each in (weight, mask, inputs.T @ inputs)]
+            found.append(updates.least_squares(*moved).held)
+    torch.testing.assert_close(*found)
+
+
+def test_ecoflap_draws_its_directions_on_the_device_whatever_else_is_drawn():
     model, samples = tiny.build("llama")
     with pretend.device() as recorder:
         pretend.move(model, recorder)
-        weights = [linear.weight for linear in next(iter(walk.walk(model, []))).linears.values()]
+        weights = {name: linear.weight for name, linear in next(iter(walk.walk(model, []))).linears.items()}
         recorder.reset()
-        twice = [list(scores.direction(weights, (0, 1))) for _ in range(2)]
+        drawn = dict(zip(weights, scores.direction(weights, (0, 1))))
+        backwards = dict(reversed(weights.items()))
+        again = dict(zip(backwards, scores.direction(backwards, (0, 1))))
+        other = dict(zip(weights, scores.direction(weights, (0, 2))))
         assert not recorder.n_waits()
-    assert all(torch.equal(one.held, other.held) for one, other in zip(*twice))
+    assert all(torch.equal(each.held, again[name].held) for name, each in drawn.items())
+    assert not any(torch.equal(each.held, other[name].held) for name, each in drawn.items())
+    assert not torch.equal(drawn["self_attn.k_proj"].held, drawn["self_attn.v_proj"].held)

@@ -60,6 +60,7 @@ WINGS = (
     "compact",
     "estimate",
     "streaming",
+    "missing",
     "loading",
     "packs",
     "evaluation",

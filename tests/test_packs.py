@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import tamp
-from tamp import cli, criteria, masks, models, packs, updates
+from tamp import cli, criteria, models, packs, updates
 from tamp.errors import UserError
 from tamp.methods import name_of
 
@@ -98,24 +98,24 @@ def test_overlap_is_that_of_sets():
     sets = [{(n, *map(int, place)) for n, *place in each} for each in sets]
     expected = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
     first, second = (packs.pack(held.items()) for held in (one, other))
-    assert masks.iou(one, other) == packs.iou(first, second) == pytest.approx(expected)
+    assert packs.overlap(one, other) == packs.iou(first, second) == pytest.approx(expected)
     both = packs.union(first, second)
     assert sum(int(both[name].sum()) for name in both) == len(sets[0] | sets[1])
-    assert all(torch.equal(mask, both[name]) for name, mask in masks.union(one, other).items())
+    assert all(torch.equal(one[name] | other[name], both[name]) for name in both)
     table = packs.table(first, second).set_index("linear")
     assert table.loc["a", "agreement"] == pytest.approx((one["a"] == other["a"]).float().mean().item())
-    assert table.loc["b", "iou"] == pytest.approx(masks.iou({"b": one["b"]}, {"b": other["b"]}))
+    assert table.loc["b", "iou"] == pytest.approx(packs.overlap({"b": one["b"]}, {"b": other["b"]}))
     nothing = {"a": torch.zeros(2, 2, dtype=torch.bool)}
-    assert masks.iou(nothing, nothing) == 1
+    assert packs.overlap(nothing, nothing) == 1
 
 
 def test_weights_are_masked_and_checked_by_name():
     weights = {"a": torch.ones(2, 3), "b": torch.ones(1, 2)}
     dropped = {"a": torch.tensor([[True, False, False], [False, True, True]])}
-    assert masks.verify(weights, dropped) == {"a": 3}
-    masks.apply(weights, dropped)
+    assert packs.left(weights, dropped) == {"a": 3}
+    packs.drop(weights, dropped)
     assert weights["a"].tolist() == [[0, 1, 1], [1, 0, 0]] and weights["b"].tolist() == [[1, 1]]
-    assert masks.verify(weights, dropped) == {}
+    assert packs.left(weights, dropped) == {}
 
 
 # Refused --------------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_zeros_stay_zero(recipe, level):
     dropped = {name: drawn(tuple(mask.shape), 0.5, n) for n, (name, mask) in enumerate(zeros(model).items())}
     packs.apply(model, packs.pack(dropped.items()))
     _, _, report = pruned("llama", model=model, **recipe, **level)
-    assert masks.verify({name: linear.weight for name, linear in models.all_linears(model).items()}, dropped) == {}
+    assert packs.left({name: linear.weight for name, linear in models.all_linears(model).items()}, dropped) == {}
     assert report.sparsity >= report.plan.sparsity - 1e-6
 
 

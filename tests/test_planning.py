@@ -147,14 +147,14 @@ def test_alphapruning_drops_more_where_the_tail_is_lighter_and_is_exact():
 def test_ecoflap_measures_the_slope_that_backpropagation_gives(family):
     model, samples = tiny.build(family, dtype=torch.float64)
     block = list(models.blocks(model).values())[0]
-    weights = [linear.weight for linear in models.linears(block).values()]
-    sample = samples[0]
+    named = {name: linear.weight for name, linear in models.linears(block).items()}
+    sample, weights = samples[0], list(named.values())
     before = [weight.clone() for weight in weights]
-    measured = scores.slope(model, sample, weights, 1e-3, (0, 5))
+    measured = scores.slope(model, sample, named, 1e-3, (0, 5))
     assert all(torch.equal(weight, original) for weight, original in zip(weights, before))
     loss = scores.text_loss(model, sample)
     gradients = torch.autograd.grad(loss, weights)
-    along = sum((grad * part).sum() for grad, part in zip(gradients, scores.direction(weights, (0, 5))))
+    along = sum((grad * part).sum() for grad, part in zip(gradients, scores.direction(named, (0, 5))))
     assert measured == pytest.approx(along.item(), rel=2e-2, abs=1e-5)
 
 
@@ -167,7 +167,7 @@ def test_ecoflap_scores_are_the_mean_slopes_of_whole_forward_passes_but_compute_
     with torch.no_grad():
         captured = walk.capture(model, samples, progress=False)
         for position, block in enumerate(stack):
-            weights = [linear.weight for linear in models.linears(block).values()]
+            weights = {name: linear.weight for name, linear in models.linears(block).items()}
             slopes = [
                 abs(scores.slope(model, sample, weights, step, (position, n))) for n, sample in enumerate(samples)
             ]

@@ -264,13 +264,77 @@ def test_a_missing_modality_ends_with_a_defined_result(cut):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("preset", ["wanda", "tamp", "sparsegpt"])
-def test_activations_that_are_not_finite_name_block_linear_and_sample(bad, preset):
+def test_activations_that_are_not_finite_name_block_linear_and_sample_before_anything_is_pruned(bad, preset):
     model, samples = tiny.build("llama")
     linear = models.linears(list(models.blocks(model).values())[1])["mlp.up_proj"].module
     linear.register_forward_hook(lambda module, inputs, output: torch.full_like(output, bad))
-    with pytest.raises(UserError, match=r"Block 1, sample 0: the output of mlp\.up_proj holds NaN") as error:
+    with pytest.raises(
+        UserError, match=r"Block 1, sample \d: the output of mlp\.up_proj holds NaN .* in float32"
+    ) as error:
         pruning.prune(model, samples, Recipe.preset(preset, allocation="uniform"), progress=False)
+    assert not any((matrix.weight == 0).any() for matrix in models.all_linears(model).values())
+    assert not hasattr(error.value, "__notes__")
+
+
+def test_activations_that_pruning_makes_overflow_name_the_sample_and_say_that_the_model_is_partly_pruned():
+    model, samples = tiny.build("llama")
+    stack = list(models.blocks(model).values())
+    linear = models.linears(stack[1])["mlp.up_proj"].module
+
+    def spoil(module, inputs, output):
+        return torch.full_like(output, float("inf")) if (stack[0].mlp.down_proj.weight == 0).any() else output
+
+    linear.register_forward_hook(spoil)
+    with pytest.raises(UserError, match=r"Block 1, sample 0: the output of mlp\.up_proj holds NaN") as error:
+        pruning.prune(model, samples, Recipe.preset("wanda"), progress=False)
     assert "Pruning stopped at block 1 of 3: the model in memory is partly pruned" in error.value.__notes__[0]
+
+
+def test_an_end_that_pruning_makes_overflow_is_not_silent():
+    model, samples = tiny.build("llama")
+    last = list(models.blocks(model).values())[-1]
+
+    def spoil(module, inputs, output):
+        return output.fill_(float("inf")) if (last.mlp.down_proj.weight == 0).any() else output
+
+    last.mlp.register_forward_hook(spoil)
+    with pytest.raises(UserError, match=r"Block 2, sample 0: its output, once it was changed, holds NaN") as error:
+        pruning.prune(model, samples, Recipe.preset("wanda"), progress=False)
+    assert "stopped at block 3 of 3" in error.value.__notes__[0]
+
+
+def in_half(family: str):
+    """Build a tiny model and its samples in float16."""
+    model, samples = tiny.build(family)
+    halved = [{k: v.half() if v.is_floating_point() else v for k, v in sample.items()} for sample in samples]
+    return model.half(), halved
+
+
+@pytest.mark.parametrize("preset", ["wanda", "tamp"])
+def test_what_overflows_in_float16_for_one_sample_is_found_before_anything_is_pruned(preset):
+    """One token makes the last block overflow, in a sample that is walked in float16 alone: another of its kind is last."""
+    model, samples = in_half("llama")
+    model.model.embed_tokens.weight.data[101] = 0.25
+    for matrix in (model.model.layers[2].mlp.gate_proj, model.model.layers[2].mlp.up_proj):
+        matrix.weight.data[7] = 9  # (9 * 32)^2 for that token, 9^2 * 32 for others
+    samples = [samples[0], tiny.sample([101] * 4), *samples[1:]]
+    ends = [model(**sample).logits.isfinite().all().item() for sample in samples]
+    assert ends == [True, False] + [True] * (len(samples) - 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"Block 2, sample 1: .* in float16, which ends at 65,504\. Load") as error:
+        pruning.prune(
+            model, samples, Recipe.preset(preset, allocation_samples=1) if preset == "tamp" else Recipe(), False
+        )
+    assert not hasattr(error.value, "__notes__")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_hidden_states_that_enter_as_infinity_name_the_sample():
+    model, samples = in_half("llama")
+    model.model.embed_tokens.weight.data[101] = 60_000
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(UserError, match=r"Block 0, sample 1: its input holds NaN or infinity in float16"):
+        pruning.prune(model, [samples[0], tiny.sample([5, 101]), samples[1]], Recipe(), progress=False)
 
 
 def test_an_interrupted_prune_says_that_the_model_is_partly_pruned_and_cleans_up(monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -91,6 +92,49 @@ def test_a_stopped_run_of_several_processes_goes_on(tmp_path):
     mp.start_processes(stop, (2, str(tmp_path)), nprocs=2, start_method="fork")
     model, samples = tiny.build("llava_next")
     tamp.prune(model, samples, Recipe(sparsity=0.5), progress=False, out=tmp_path / "alone")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "out"))
+    assert one == two and not (tmp_path / "out.partial").exists()
+
+
+def die(number: int, folder: str, victim: int) -> None:
+    """Prune to a folder with another process; the victim is killed when its second block is done."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
+    model, samples = tiny.build("llava_next")
+    keep = streaming.Keeper.keep
+
+    def killed(keeper, position, *rest):
+        keep(keeper, position, *rest)
+        if position == 1 and number == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    streaming.Keeper.keep = killed
+    try:
+        tamp.prune(model, samples, Recipe(sparsity=0.5), progress=False, out=f"{folder}/out")
+    except UserError as error:
+        with open(f"{folder}/{number}.txt", "w") as file:
+            file.write(" ".join((str(error), *getattr(error, "__notes__", ()))))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(victim, tmp_path):
+    context = mp.get_context("fork")
+    both = [context.Process(target=die, args=(number, str(tmp_path), victim)) for number in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    codes = [each.exitcode for each in both]
+    for each in both:
+        each.kill()
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 0, "it waits for one that is gone"
+    said = (tmp_path / f"{1 - victim}.txt").read_text()
+    assert (
+        "Another process of this run has ended" in said and "2 of 3 blocks are finished" in said and "--resume" in said
+    )
+    model, samples = tiny.build("llava_next")
+    tamp.prune(model, samples, Recipe(sparsity=0.5), progress=False, out=tmp_path / "out", resume=True)
+    tamp.prune(*tiny.build("llava_next"), Recipe(sparsity=0.5), progress=False, out=tmp_path / "alone")
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "out"))
     assert one == two and not (tmp_path / "out.partial").exists()
 

@@ -192,7 +192,7 @@ def test_what_chapter_8_says_of_records_holds():
         time = time.set_index("what")["over_float32"]
         assert time["dense float32, 50% zeros"] == pytest.approx(1, abs=0.1)
         assert time["sparse 0.5"] > time["sparse 0.6"] > 1.2 and time["sparse 0.9"] < 1
-        assert time["sparse 0.95"] < time["dense bfloat16"] < time["sparse 0.9"]
+        assert time["sparse 0.95"] < time["dense bfloat16"] < time["sparse 0.8"]
     models = results.recorded("recovery")["models"]
     for name, found in models.items():
         dense = found["dense"]["accuracy"]

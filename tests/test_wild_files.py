@@ -320,7 +320,7 @@ def test_inputs_whose_squares_overflow_name_block_and_linear_before_anything_is_
     before = model.model.layers[0].mlp.up_proj.weight.clone()
     for preset in ("wanda", "sparsegpt", "tamp"):
         with pytest.raises(
-            UserError, match=r"Block 0, sample 0: the input of self_attn\.q_proj holds values up to"
+            UserError, match=r"Block 0, sample \d: the input of self_attn\.q_proj holds values up to"
         ) as e:
             tamp.prune(model, samples, tamp.Recipe.preset(preset), progress=False)
         assert not getattr(e.value, "__notes__", [])

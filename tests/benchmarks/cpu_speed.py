@@ -1,6 +1,6 @@
 """Is a pruned matrix faster on a CPU? Dense products beside torch's compressed sparse rows, on one core.
 
-python tests/benchmarks/cpu_speed.py [--size 2048] [--rounds 9]
+python tests/benchmarks/cpu_speed.py [--size 4096] [--rounds 9]
 """
 
 import argparse
@@ -21,7 +21,7 @@ PRUNED = "dense float32, 50% zeros"
 def main(arguments: list[str] | None = None) -> dict:
     """Measure, and return what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
