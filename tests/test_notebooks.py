@@ -49,8 +49,11 @@ class TestFiles:
             assert not cell.source.rstrip().endswith(";"), cell.id
             for output in cell.outputs:
                 assert output.output_type != "error" and output.get("name") != "stderr", cell.id
-                assert refresh_notebooks.WIDGET not in output.get("data", {}), cell.id
-                text = json.dumps({key: value for key, value in output.get("data", {}).items() if "image" not in key})
+                data = output.get("data", {})
+                assert refresh_notebooks.WIDGET not in data and "image/png" not in data, cell.id
+                drawing = data.get(refresh_notebooks.DRAWING, "")
+                assert len(re.sub('base64,[^"]*', "", drawing)) < 110_000 and "\n" not in drawing, cell.id
+                text = json.dumps({key: value for key, value in data.items() if "image" not in key})
                 text += output.get("text", "")
                 assert not re.search(r"/(root|home|work|tmp|Users)/|site-packages|np\.float64", text), cell.id
 
@@ -69,9 +72,9 @@ class TestFiles:
     @each
     def test_each_figure_has_a_number_under_it(self, path):
         for cell in code(read(path)):
-            if any("image/png" in output.get("data", {}) for output in cell.outputs) and not refresh_notebooks.ignored(
-                cell
-            ):
+            if any(
+                refresh_notebooks.DRAWING in output.get("data", {}) for output in cell.outputs
+            ) and not refresh_notebooks.ignored(cell):
                 assert cell.outputs[-1].output_type in ("stream", "execute_result"), f"{cell.id}: nothing printed below"
 
     def test_the_colab_cell_is_the_same_everywhere_and_hidden(self):

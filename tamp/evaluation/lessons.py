@@ -147,7 +147,7 @@ def plan_figure(
     colors = [figures.LINEARS[place % len(figures.LINEARS)] for place in range(len(kinds))]
     for axis, (name, drops) in zip(axes, plans.items()):
         shares = 100 * np.array(drops) / sizes
-        axis.bar(range(len(shares)), shares, color=colors * (len(shares) // len(kinds)), width=0.85)
+        axis.bar(range(len(shares)), shares, color=colors * (len(shares) // len(kinds)), width=0.85, lw=0)
         axis.axhline(100 * sparsity, color="black", ls="dotted", lw=1)
         axis.set(ylabel=f"{name} (%)", ylim=(0, 100), xlim=(-0.5, len(shares) - 0.5))
         axis.spines[["top", "right"]].set_visible(False)
