@@ -190,8 +190,8 @@ def table(record: dict) -> str:
         f"Measured on a CPU: a LLaVA-NeXT with {record['blocks']} blocks of Mistral's proportions at width "
         f"{record['width']:,}, {size['model']:,.0f} MB of random weights. While {record['pruned']} blocks of "
         f"{size['block']:,.0f} MB are pruned, with {size['states']:,.0f} MB of states, the process's own memory grows by "
-        f"{size['prune']:,.0f} MB at most, and by {size['beside_masks']:,.0f} MB beside metrics and masks, which a GPU would "
-        f"hold if there were one. While the result is saved it grows by {size['save']:,.0f} MB. The "
+        f"{size['prune']:,.0f} MB at most, and by {size['beside_masks']:,.0f} MB beside metrics and masks, which a GPU "
+        f"would hold if there were one. While the result is saved it grows by {size['save']:,.0f} MB. The "
         f"{record['saved'] - record['changed']} other tensors of the result equal those of the model."
     )
 
