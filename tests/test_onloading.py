@@ -3,7 +3,6 @@
 import weakref
 from pathlib import Path
 
-
 import families
 import pretend
 import pytest
