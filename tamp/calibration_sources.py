@@ -19,7 +19,7 @@ import numpy as np
 
 from tamp import reading, records
 from tamp.errors import UserError, unknown
-from tamp.files import cache_folder
+from tamp.files import cache_folder, whole
 from tamp.reading import Skipped, place_of, told
 
 PAPER = {
@@ -218,9 +218,8 @@ def _stream(name: str, seed: int) -> Iterator[dict[str, Any]]:
         for column, feature in (stream.features or {}).items():
             if type(feature).__name__ in ("Image", "Audio", "Video"):
                 stream = stream.cast_column(column, type(feature)(decode=False))
-        for number, record in enumerate(
-            stream.shuffle(seed=seed, buffer_size=1)
-        ):  # of one: only its files change places
+        stream = stream.shuffle(seed=seed, buffer_size=1)  # of one: only its files change places
+        for number, record in enumerate(stream):
             yield {**{key: value for key, value in record.items() if value is not None}, "_number": number}
     except Exception as error:  # of datasets, huggingface_hub, fsspec, pyarrow and the network
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -346,8 +345,6 @@ def _cached(given: dict[str, Any], name: str) -> Path:
     suffix = Path(str(path or "")).suffix or {"video": ".mp4", "audio": ".wav"}[name]
     target = cache_folder() / "calibration" / f"{hashlib.sha256(content).hexdigest()}{suffix}"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_suffix(f"{suffix}.tmp")
-        beside.write_bytes(content)
-        beside.replace(target)
+        with whole(target) as made:
+            made.write_bytes(content)
     return target.resolve()

@@ -36,10 +36,8 @@ class Kept(UserError):
 def data_folder() -> Path:
     """Return the folder of shipped data: ``data/`` of the repository, or the copy inside an installed wheel."""
     package = Path(__file__).parent
-    return next(
-        (path for path in (package.parent / "data", package / "data") if (path / "README.md").is_file()),
-        package.parent / "data",
-    )
+    places = (package.parent / "data", package / "data")
+    return next((path for path in places if (path / "README.md").is_file()), places[0])
 
 
 def cache_folder() -> Path:
@@ -140,7 +138,6 @@ def write_text(path: str | Path, text: str) -> Path:
             target.write_text(text, encoding="utf-8", errors="backslashreplace")
             return Path(path)
         target = target.resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as made:
             made.write_text(text, encoding="utf-8", errors="backslashreplace")
     except (OSError, ValueError, RuntimeError) as error:
@@ -162,12 +159,13 @@ def whole(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     with scratch(target) as beside:
         made = beside / target.name
         yield made
         _settle(made)
-        if target.is_file():
-            made.chmod(target.stat().st_mode & 0o777)
+        there = target.is_file()  # whose mode it keeps; safetensors makes its files private
+        made.chmod((target if there else beside).stat().st_mode & (0o777 if there else 0o666))
         os.replace(made, target)
         _settle(target.parent)
 

@@ -17,7 +17,7 @@ from tamp import missing, zoo
 from tamp.cache import waiting
 from tamp.errors import UserError, unknown
 from tamp.files import located, recovered
-from tamp.onloading import resolve_device
+from tamp.onloading import resolve_device, settle
 
 TORCHVISION_FILTERS = {Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
 """What torchvision resizes tensors with; transformers prefers it to PIL wherever it is installed."""
@@ -28,9 +28,6 @@ GENERATORS = (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
 )
 """Where to look up the class that generates text, by the class of a configuration, first come first served."""
-
-MOST_FILLED = 0.7
-"""Share of a GPU's free memory that weights may fill."""
 
 LLAVA_HF = {
     "mistral": "llava-hf/llava-v1.6-mistral-7b-hf",
@@ -61,7 +58,7 @@ def load(
             ``"float16"``. Half precision that was widened on a CPU is saved as half precision again.
         offload: True to leave the weights in the host's memory, as stored: they are mapped from their files, and read when a
             block is computed. :func:`tamp.prune` and :func:`tamp.plan` then bring one block at a time to ``device``.
-            ``"auto"`` does so if the weights would fill ``MOST_FILLED`` of a GPU's free memory.
+            ``"auto"`` does so, and says so, if the weights would fill more than 70 % of a GPU's free memory.
 
     Returns:
         (model, processor), the model in evaluation mode; for a text-only model the processor is a tokenizer.
@@ -95,18 +92,18 @@ def load(
         _check_complete(name, loaded, base)
         if hasattr(model, "load_speakers"):
             _speakers(model, source)
-    if offload == "auto":
-        held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        gpu = device.type == "cuda" and torch.cuda.is_available()
-        offload = gpu and held > MOST_FILLED * torch.cuda.mem_get_info(device)[0]
-    if offload:
+    if offload is True or offload and device.type != "cpu":
         model.computed_on = str(device)  # by what comes; moving the model does not change it
     elif dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
         model.stored_dtypes = {key: tensor.dtype for key, tensor in model.state_dict().items()}  # what save writes
         model = model.float()  # half precision is slow on most CPUs, and widening loses nothing
     if name in zoo.MODELS:
         model.config._name_or_path = name  # what a report calls it, wherever its folder is
-    return (model if offload else model.to(device)).eval(), processor
+    if not hasattr(model, "computed_on"):
+        model.to(device)
+    elif offload == "auto":
+        settle(model)
+    return model.eval(), processor
 
 
 def skeleton(name_or_path: str | Path) -> tuple[torch.nn.Module, int]:

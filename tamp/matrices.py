@@ -48,11 +48,6 @@ class Matrix:
         """Number of inputs."""
         return self.weight.shape[1]
 
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.weight.shape[0]
-
 
 def of(block: nn.Module) -> dict[str, Matrix]:
     """Find the matrices of a block by their name in it, in order of definition.

@@ -4,6 +4,8 @@ A module that is brought to a device gets copies in place of its parameters and 
 """
 
 import contextlib
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -13,6 +15,11 @@ from torch import Tensor, nn
 
 from tamp import models, passes
 from tamp.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
+
+MOST_FILLED = 0.7
+"""Share of a GPU's free memory that weights may fill."""
 
 STATES = ("auto", "device", "host")
 """Where the hidden states of samples wait between two blocks; ``"auto"`` is the host if they would fill half of a GPU."""
@@ -30,6 +37,25 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"Device {str(device)!r} is not available here; 'auto' takes what there is.") from error
+
+
+def settle(model: nn.Module) -> None:
+    """Move a model that waits on the host to where it is computed; leave it, with a warning, if a GPU is too small."""
+    device = torch.device(model.computed_on)
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" and torch.cuda.is_available() else math.inf
+    if held > MOST_FILLED * free:
+        log.warning(
+            "The weights of %s, %.1f GB, do not fit %s, which has %.1f GB free: they stay on the host, and one block at a "
+            "time is brought there. That gives the same, more slowly.",
+            model.config._name_or_path or type(model).__name__,
+            held / 1e9,
+            device,
+            free / 1e9,
+        )
+    else:
+        model.to(device)
+        del model.computed_on
 
 
 def states_bytes(model: nn.Module, samples: Sequence[Mapping]) -> int:

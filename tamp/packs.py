@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def apply(model: nn.Module, pack: Pack) -> None:
         UserError: if the pack was made for other matrices, before any weight is touched.
     """
     linears = models.all_linears(model)
-    check(pack, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, models.name_of(model))
+    check(pack, {name: linear.weight.shape for name, linear in linears.items()}, models.name_of(model))
     if pack.dense and pack.dense != models.fingerprint(model):
         log.warning("The masks were made for other weights (%s) than those of this model.", pack.model or "not named")
     drop({name: linear.weight for name, linear in linears.items()}, pack)
@@ -107,7 +107,7 @@ def verify(model: nn.Module, pack: Pack) -> dict[str, int]:
         UserError: if the pack was made for other matrices.
     """
     linears = models.all_linears(model)
-    check(pack, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, models.name_of(model))
+    check(pack, {name: linear.weight.shape for name, linear in linears.items()}, models.name_of(model))
     return left({name: linear.weight for name, linear in linears.items()}, pack)
 
 
@@ -181,7 +181,7 @@ def table(first: Pack, second: Pack):
     return pandas.DataFrame(rows)
 
 
-def check(pack: Pack, shapes: dict[str, tuple[int, int]], model: str) -> None:
+def check(pack: Pack, shapes: Mapping[str, Sequence[int]], model: str) -> None:
     """Check that a pack is for matrices of these names and shapes.
 
     Raises:
@@ -213,11 +213,8 @@ def write(pack: Pack, path: str | Path) -> Path:
         raise UserError(f"{path} is a device, to which no masks can be written. Choose another file.")
     said = {"format": FORMAT, "shapes": json.dumps(pack.shapes), "model": pack.model, "dense": pack.dense}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with files.scratch(target) as beside:
-            save_file(pack.bits, beside / target.name, metadata={**said, "fingerprint": pack.fingerprint})
-            (beside / target.name).chmod(beside.stat().st_mode & 0o666)  # safetensors makes its files private
-            (beside / target.name).replace(target)
+        with files.whole(target) as made:
+            save_file(pack.bits, made, metadata={**said, "fingerprint": pack.fingerprint})
     except (SafetensorError, OSError) as error:
         raise UserError(f"Cannot write the masks {path}: {error}. Choose another file.") from error
     return Path(path)

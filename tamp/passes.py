@@ -33,8 +33,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            for each in (eager, torch.inference_mode(False), torch.no_grad(), torch.device("cpu"), repeated_keys()):
+            for each in (eager, torch.inference_mode(False), torch.no_grad(), repeated_keys()):
                 stack.enter_context(each)
+            if torch.get_default_device().type != "cpu":  # inside, every call of torch goes through Python
+                stack.enter_context(torch.device("cpu"))
             yield
     finally:
         torch.set_default_dtype(before)

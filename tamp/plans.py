@@ -58,8 +58,7 @@ class Plan:
         groups = f" in groups of {masks.parse_pattern(self.pattern)[1]}" if self.pattern else ""
         spread = table.groupby(kinds, sort=False)["sparsity"].agg(["min", "mean", "max"])
         return (
-            f"{self.allocation} for {self.model}: {self.sparsity:.4%} of {sum(self.sizes):,} weights"
-            f"{groups}\n"
+            f"{self.allocation} for {self.model}: {self.sparsity:.4%} of {sum(self.sizes):,} weights{groups}\n"
             f"{spread.to_string(float_format='{:.3f}'.format)}"
         )
 
@@ -102,9 +101,8 @@ class Plan:
         except ValueError as error:
             raise UserError(f"{path}: {error!s:.200}.") from error
         either = (self.pattern or "").startswith(masks.DENSE)
-        for name, size, drop, score in zip(
-            self.linears, self.sizes, self.drops, self.scores or [0.0] * len(self.linears)
-        ):
+        scores = self.scores or [0.0] * len(self.linears)
+        for name, size, drop, score in zip(self.linears, self.sizes, self.drops, scores):
             if type(size) is not int or type(drop) is not int or not 0 <= drop <= size or not size:
                 raise UserError(
                     f"{path}: {name} cannot drop {drop} of {size} weights; give a whole number up to {size}."

@@ -175,10 +175,10 @@ class Recipe:
             name, equals, value = change.partition("=")
             if not equals:
                 raise UserError(f"{method!r}: write changes to a preset as preset:field=value,field=value.")
-            changes[name] = _number(value)
+            changes[name] = number(value)
         if isinstance(level, str):
             changes["pattern"], at, share = level.partition("@")
-            level = _number(share) if at else None
+            level = number(share) if at else None
         if level is not None:
             changes["sparsity"] = level
         return cls.preset(preset, **changes)
@@ -256,8 +256,8 @@ def _sparsity(sparsity: float | None, pattern: str | None) -> float:
         raise UserError(str(error)) from error
 
 
-def _number(text: str) -> str | float | int:
-    """Read a number if it is one."""
+def number(text: str) -> str | float | int:
+    """Read a whole number or another if it is one; else return the text."""
     for kind in (int, float):
         try:
             return kind(text)

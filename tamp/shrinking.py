@@ -214,24 +214,15 @@ def cut(model: nn.Module, pool: Pool, kept: Tensor) -> list[tuple[dict, str, obj
     Returns:
         What it was, (dictionary, key, value), for :func:`undo`.
     """
-    before = []
-
-    def put(where: dict, key: str, value) -> None:
-        before.append((where, key, where[key]))
-        where[key] = value
-
+    before = _count(model, pool.numbers, len(kept))
     for name, axis in pool.axes.items():
         path, _, own = name.rpartition(".")
         module = model.get_submodule(path)
-        if own in module._parameters:
-            old = module._parameters[own]
-            part = old.detach().index_select(axis, kept.to(old.device))
-            put(module._parameters, own, nn.Parameter(part, requires_grad=old.requires_grad))
-        else:
-            old = module._buffers[own]
-            put(module._buffers, own, old.index_select(axis, kept.to(old.device)))
-    for name, attribute in pool.numbers:
-        put(vars(model.get_submodule(name)), attribute, len(kept))
+        where = module._parameters if own in module._parameters else module._buffers
+        old = where[own]
+        part = old.detach().index_select(axis, kept.to(old.device))
+        before.append((where, own, old))
+        where[own] = nn.Parameter(part, old.requires_grad) if where is module._parameters else part
     return before
 
 
@@ -241,9 +232,9 @@ def undo(before: Sequence[tuple[dict, str, object]]) -> None:
         where[key] = value
 
 
-def _count(model: nn.Module, rest: Sequence[tuple[str, str]], keep: int) -> list[tuple[dict, str, object]]:
-    """Set the attributes outside the pools that hold the number of experts, and return what they were."""
-    places = [(vars(model.get_submodule(name)), attribute) for name, attribute in rest]
+def _count(model: nn.Module, numbers: Sequence[tuple[str, str]], keep: int) -> list[tuple[dict, str, object]]:
+    """Set attributes of modules that hold the number of experts, and return what they were."""
+    places = [(vars(model.get_submodule(name)), attribute) for name, attribute in numbers]
     before = [(where, attribute, where[attribute]) for where, attribute in places]
     for where, attribute in places:
         where[attribute] = keep

@@ -72,6 +72,12 @@ def test_what_surrounds_pruning_does_not_change_it(around, built, expected):
             assert torch.equal(found[name], weight), (preset, name)
 
 
+def test_calls_of_torch_do_not_go_through_python(built):
+    before = torch._C._len_torch_function_stack()
+    with passes.undisturbed(built[0]):
+        assert torch._C._len_torch_function_stack() == before == 0
+
+
 @pytest.mark.parametrize("change", ["train", "checkpointing", "frozen"])
 def test_the_state_of_a_model_does_not_change_its_masks_and_stays(change, built, expected):
     model, samples = built

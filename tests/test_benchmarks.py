@@ -323,7 +323,7 @@ def test_an_activation_outlier_and_an_attention_sink_are_found(tmp_path):
 
 def test_cpu_speed_compares_every_sparsity_with_both_dense_types(tmp_path):
     result = cpu_speed.main(["--size", "64", "--rounds", "1", "--out", str(tmp_path)])
-    assert len(result["rows"]) == len(cpu_speed.TOKENS) * (2 + len(cpu_speed.SPARSITIES))
+    assert len(result["rows"]) == len(cpu_speed.TOKENS) * (3 + len(cpu_speed.SPARSITIES))
     assert all(row["milliseconds"] > 0 for row in result["rows"])
     assert "| dense bfloat16 |" in cpu_speed.table(result)
 

@@ -215,6 +215,22 @@ def test_a_compact_folder_is_loaded_verified_and_expanded(mini, tmp_path, level)
     assert (small / "model.safetensors.compact").stat().st_size < 0.45 * (plain / "model.safetensors").stat().st_size
 
 
+def test_a_loaded_model_holds_the_tensors_that_were_decoded_and_no_copies(tmp_path, monkeypatch):
+    """So loading in the type that was saved needs the memory of the model and of the tensor at hand."""
+    model, processor, report = pruned(tamp.load("mini-llava-next", device="cpu", dtype="bfloat16"), sparsity=0.5)
+    small = tamp.save(model, processor, tmp_path / "small", report, format="compact")
+    decoded, state = [], compact.state
+
+    def watched(folder):
+        found = state(folder)
+        decoded.extend(tensor.data_ptr() for tensor in found.values())
+        return found
+
+    monkeypatch.setattr(compact, "state", watched)
+    loaded, _ = tamp.load(small, device="cpu", dtype="bfloat16")
+    assert sorted(tensor.data_ptr() for tensor in loaded.parameters()) == sorted(decoded)
+
+
 def test_others_refuse_a_compact_folder(mini, tmp_path):
     model, processor, _ = pruned(mini, sparsity=0.5)
     small = tamp.save(model, processor, tmp_path / "small", format="compact")

@@ -52,6 +52,13 @@ def test_a_plan_is_drawn_as_shares():
     assert heights == [[50, 50], [0, 100]]
 
 
+def test_what_was_not_measured_has_a_question_mark_and_no_bar():
+    figure = lessons.worth_figure({"dense": (1, 1, 1), "other": (0.41, 1, None)})
+    disk, _, time = figure.axes
+    assert [bar.get_width() for bar in disk.patches] == [100, 41]
+    assert [text.get_text().strip() for text in time.texts] == ["100%", "?"]
+
+
 def test_similarities_are_drawn_without_what_enters_a_block():
     rows = [("input", 1.0), ("q_proj", 0.2), ("q_proj", 0.4)]
     table = pd.DataFrame([{"where": where, "vv": x, "ll": x, "vl": x} for where, x in rows])

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import tiny_folders
 import torch
+import transformers
 
 import tamp
 from tamp import models, onloading, passes, pruning, scores, walk
@@ -110,8 +111,8 @@ def test_states_are_held_at_most_twice():
 
 def test_modules_hooks_and_shared_tensors_stay_what_they_are():
     torch.manual_seed(0)
-    config = tiny.transformers.LlamaConfig(**tiny.TEXT, tie_word_embeddings=True)
-    model = tiny.transformers.LlamaForCausalLM(config).eval()
+    config = transformers.LlamaConfig(**tiny.TEXT, tie_word_embeddings=True)
+    model = transformers.LlamaForCausalLM(config).eval()
     samples = tiny.FAMILIES["llama"]()[1]
     before = [id(each) for each in model.parameters()]
     seen = []
@@ -169,8 +170,8 @@ def memory(kind: str) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is mapped")
 def test_a_model_that_is_left_on_the_host_is_mapped_in_the_stored_type(tmp_path):
-    config = tiny.transformers.LlamaConfig(**{**tiny.TEXT, "vocab_size": 2**19, "num_hidden_layers": 1})
-    made = tiny.transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    config = transformers.LlamaConfig(**{**tiny.TEXT, "vocab_size": 2**19, "num_hidden_layers": 1})
+    made = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     made.save_pretrained(tmp_path)
     tiny_folders.tokenizer([]).save_pretrained(tmp_path)
     del made

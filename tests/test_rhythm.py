@@ -183,3 +183,19 @@ def test_what_chapter_7_says_of_repairs_holds():
         assert max(text[first], text[meanwhile]) < text["sparsegpt"]
     alone = results.recorded("smol_update_confirmation")
     assert all(results.mean(results.cells_of(alone, name, 0.6), "accuracy") < 0.01 for name in ("tamp", "atv", "text"))
+
+
+def test_what_chapter_8_says_of_records_holds():
+    rows = pd.DataFrame(results.recorded("cpu_speed")["rows"])
+    for _, time in rows.groupby("tokens"):
+        time = time.set_index("what")["over_float32"]
+        assert time["dense float32, 50% zeros"] == pytest.approx(1, abs=0.1)
+        assert time["sparse 0.5"] > time["sparse 0.6"] > 1.2 and time["sparse 0.9"] < 1
+        assert time["sparse 0.95"] < time["dense bfloat16"] < time["sparse 0.8"]
+    models = results.recorded("recovery")["models"]
+    for name, found in models.items():
+        dense = found["dense"]["accuracy"]
+        for cell in found["cells"]:
+            pruned, tuned = (cell[part]["accuracy"] for part in ("pruned", "tuned"))
+            back = (tuned - pruned) / (dense - pruned)
+            assert back > (0.85 if name == "mini-llava-next" else 0.5), (name, cell["seed"])

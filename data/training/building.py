@@ -11,6 +11,7 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -120,30 +121,34 @@ def build_processor() -> LlavaNextProcessor:
     )
 
 
-def build_model(seed: int) -> LlavaNextForConditionalGeneration:
+def build_model(
+    seed: int, decoder: type[PreTrainedConfig] = LlamaConfig, **changes: int
+) -> LlavaNextForConditionalGeneration:
     """Return the untrained model in float32.
 
     Args:
         seed: Seed of the initial weights; the caller's torch random state is left alone.
+        decoder: Configuration class of the language model.
+        **changes: To the configuration of the language model.
 
     Returns:
         A LLaVA-NeXT with eager attention, in training mode.
     """
     vocabulary = make_vocabulary()
     ends = {"bos_token_id": vocabulary["<bos>"], "eos_token_id": vocabulary["<eos>"], "pad_token_id": 0}
-    text = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
-        intermediate_size=MLP,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=1024,
-        initializer_range=0.04,
+    fields = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": HIDDEN,
+        "intermediate_size": MLP,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.04,
         # A large base keeps most rotary pairs nearly still over a prompt, so that heads can match by content.
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        **ends,
-    )
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }
+    text = decoder(**fields | ends | changes)
     config = LlavaNextConfig(
         vision_config=vision_config(TILE),
         text_config=text,

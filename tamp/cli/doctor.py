@@ -2,14 +2,14 @@
 
 import argparse
 
+from tamp.cli import common
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.add_argument("model", help="a shipped name, a folder or a hub id; no weights are read")
     parser.add_argument("--device", default="auto", help="device to look at: auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--n-samples", "--n", type=int, default=128, help="number of calibration samples (default: 128)"
-    )
+    common.samples_argument(parser)
     parser.add_argument("--tokens", type=int, default=2900, help="tokens of every sample (default: 2900)")
     parser.add_argument(
         "--methods",

@@ -23,8 +23,11 @@ def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
     from tamp import files
+    from tamp.recipe import number
 
-    keep = _number(options.keep)
+    keep = number(options.keep)
+    if isinstance(keep, str):
+        raise UserError(f"--keep {keep!r} is not a number: give a number of experts, or a share such as 0.5.")
     chosen = {name: getattr(options, name) for name in options.fields if getattr(options, name) is not None}
     files.check_free(options.out, options.overwrite)  # before the work, not after it
     source, drawn = common.calibration_source(options, options.model)
@@ -35,17 +38,3 @@ def run(options: argparse.Namespace) -> None:
     report = tamp.drop_experts(model, samples, keep, options.tokens, progress=common.bars(), **chosen)
     print(report)
     print(f"saved to {tamp.save(model, processor, options.out, report=report, overwrite=options.overwrite)}")
-
-
-def _number(text: str) -> int | float:
-    """Read a number of experts or a share of them.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    raise UserError(f"--keep {text!r} is not a number: give a number of experts, or a share such as 0.5.")

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     for place in models:
         if len(models) > 1:
             print(f"{place}\n")
-        model, processor = tamp.load(place, options.device, options.dtype)
+        model, processor = tamp.load(place, options.device, options.dtype, "auto")
         for name, known in published.items():
             benchmarks.check(processor, name, known.get("protocol"), known.get("frames"))
         for name in names:

@@ -238,7 +238,7 @@ class Runner:
 
     def __init__(self, settings: Settings, device: str):
         self.settings = settings
-        self.model, self.processor = loading.load(settings.model, device, settings.dtype)
+        self.model, self.processor = loading.load(settings.model, device, settings.dtype, "auto")
         self.ready = scoring.prepare(self.processor, settings.benchmark, settings.n_questions, settings.question_seed)
         self.facts = scoring.prepare(self.processor, "facts", FACTS) if settings.text else None
         self.samples: dict[int, list[dict]] = {}

@@ -159,6 +159,27 @@ def plan_figure(
     return figure
 
 
+def worth_figure(shares: Mapping[str, Sequence[float | None]]) -> Figure:
+    """Draw what forms of a model cost, in per cent of the dense one: a panel of bars for each of disk, memory and time.
+
+    Args:
+        shares: by form: (disk, memory, time), shares of what the dense model costs; None where it was not measured.
+    """
+    figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(shares)), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, title, values, color in zip(
+        axes, ("size on disk", "memory", "time of a product"), zip(*shares.values()), figures.LINEARS[:5:2]
+    ):
+        axis.barh(range(len(shares)), [100 * (value or 0) for value in values], color=color)
+        for place, value in enumerate(values):
+            axis.annotate(" ?" if value is None else f" {value:.0%}", (100 * (value or 0), place), va="center")
+        axis.set(title=title, xlim=(0, 135), xticks=[0, 50, 100], xlabel="% of dense")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(shares)), shares)
+    axes[0].invert_yaxis()
+    return figure
+
+
 def token_figure(
     model, picture: Image.Image, tokens: Sequence[str], codes: Tensor, panels: Mapping[str, Tensor]
 ) -> Figure:

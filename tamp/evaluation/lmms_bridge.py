@@ -15,7 +15,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from tamp import conversations, loading, media, models, records
+from tamp import conversations, loading, media, models, onloading, records
 from tamp.errors import UserError
 from tamp.passes import steps
 
@@ -46,7 +46,7 @@ class TampModel(lmms):
         super().__init__()
         if int(batch_size) != 1:
             raise UserError(f"tamp answers lmms-eval's questions one by one, not {batch_size} at once: --batch_size 1.")
-        self.model, self.processor = loading.load(str(pretrained), device, dtype)
+        self.model, self.processor = loading.load(str(pretrained), device, dtype, "auto")
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if not importlib.util.find_spec("torchcodec"):
             import datasets
@@ -57,7 +57,8 @@ class TampModel(lmms):
     @torch.inference_mode()
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer questions, in order."""
-        return [self._answer(*request.args) for request in steps(requests, "lmms-eval", True)]
+        with onloading.Place(self.model).whole():
+            return [self._answer(*request.args) for request in steps(requests, "lmms-eval", True)]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Refuse: tasks that score likelihoods are not bridged."""

@@ -201,9 +201,7 @@ def per_token(inputs: dict) -> list[str]:
         if isinstance(value, Tensor)
         and value.shape[:2] == shape
         and not value.is_floating_point()
-        and not any(
-            part in name for part in ("feature", "pixel", "image_position")
-        )  # as many as there are tokens by chance
+        and not any(part in name for part in ("feature", "pixel", "image_position"))  # as many as tokens by chance
     ]
 
 

@@ -5,6 +5,7 @@ calibration seed, each with its scores and, packed into hexadecimal, which of th
 some weights, the same in every cell, it dropped.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -16,13 +17,11 @@ import pandas as pd
 
 from tamp import schema
 from tamp.errors import UserError, unknown
+from tamp.evaluation.paired import DRAWS
 from tamp.files import data_folder, write_text
 from tamp.recipe import Recipe
 from tamp.report import versions
 from tamp.schema import Range
-
-DRAWS = 2000
-"""Bootstrap samples of an interval."""
 
 SAMPLED = 8192
 """Weights whose masks are recorded, the same in every cell: enough to know the overlap of two masks to about a point."""
@@ -165,10 +164,16 @@ def interval(cells: list[dict], base: list[dict] | None = None, draws: int = DRA
     if not found:
         return np.nan, np.nan, np.nan
     points = 100 * np.stack(found)  # (seeds, questions)
-    random = np.random.default_rng(0)
-    seeds, questions = (random.multinomial(n, np.full(n, 1 / n), draws) / n for n in points.shape)  # shares, (draws, n)
+    seeds, questions = _shares(points.shape, draws)
     drawn = (seeds @ points * questions).sum(axis=1)
     return points.mean(), *np.percentile(drawn, [2.5, 97.5])
+
+
+@functools.lru_cache(maxsize=4)
+def _shares(counts: tuple[int, ...], draws: int) -> list[np.ndarray]:
+    """Draw how often each of n things counts in each bootstrap sample, as shares, (draws, n) for every count n."""
+    random = np.random.default_rng(0)
+    return [random.multinomial(n, np.full(n, 1 / n), draws) / n for n in counts]
 
 
 def differences(grid: dict[str, Any], baseline: str = "wanda") -> pd.DataFrame:

@@ -120,7 +120,7 @@ def make(
             done = pruning.prune(model, samples if recipe.needs_samples else None, recipe, progress=progress)
             made |= {"sparsity": done.sparsity, "seconds": round(sum(done.seconds.values()), 2)}
         if away:
-            model = model.to(loading.resolve_device(device))
+            loading.settle(model)
         for name in missing:
             where = Path(data) / name if data is not None and (Path(data) / name).is_dir() else data
             slug = _path(folder, cell, name).stem

@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tamp import models, passes, reading
+from tamp import models, onloading, passes, reading
 from tamp.errors import UserError, whole
 from tamp.evaluation import plain, proof, shared
 from tamp.evaluation.likelihoods import Read, row
 from tamp.evaluation.proof import Proof
-from tamp.evaluation.questions import HELD, TOGETHER, Asked, Benchmark, Group, nbytes, prepare, tokens
+from tamp.evaluation.questions import HELD, TOGETHER, Benchmark, nbytes, prepare, tokens
 from tamp.evaluation.tables import COLUMNS, in_per_cent, overall, summarise, wilson
 from tamp.reading import told
 from tamp.records import Question
@@ -29,9 +29,7 @@ from tamp.records import Question
 __all__ = [
     "COLUMNS",
     "TOGETHER",
-    "Asked",
     "Benchmark",
-    "Group",
     "answers",
     "in_per_cent",
     "overall",
@@ -76,7 +74,7 @@ def answers(
     reading.warn(ready.skipped, "question", sum(len(group.questions) for group in ready.groups))
     known = ready.proofs.setdefault(proof.key(model), Proof())
     made: Scores | None = None
-    with passes.undisturbed(model):
+    with passes.undisturbed(model), onloading.Place(model).whole():
         if not known.wrong:
             made = _together(model, ready, known, kept, progress)
         if made is None:
@@ -199,10 +197,10 @@ def perplexity(
     windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)][:limit]
     if not windows:
         raise UserError(f"The text has {len(ids)} tokens, fewer than one window of {window}.")
-    device = models.speaker(model).get_input_embeddings().weight.device
-    total = 0.0
-    for each in passes.steps(windows, "perplexity", progress):
-        inputs = torch.tensor([each], device=device)
-        logits = plain.logits(model, {"input_ids": inputs})[0, :-1].float()
-        total += nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()
+    total, place = 0.0, onloading.Place(model)
+    with place.whole():
+        for each in passes.steps(windows, "perplexity", progress):
+            inputs = torch.tensor([each], device=place.device)
+            logits = plain.logits(model, {"input_ids": inputs})[0, :-1].float()
+            total += nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()
     return math.exp(total / (len(windows) * (window - 1)))

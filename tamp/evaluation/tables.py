@@ -1,6 +1,7 @@
 """Tables of benchmark scores: question scores averaged per task, over all tasks, in per cent, with their intervals."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,24 +28,31 @@ def summarise(scored: pd.DataFrame, by: str = "task") -> pd.DataFrame:
     return table
 
 
-def overall(scores: pd.DataFrame) -> pd.DataFrame:
+def overall(scores: pd.DataFrame, always: Sequence[str] = ("accuracy", "nll")) -> pd.DataFrame:
     """Return one row over all tasks of a table from :func:`evaluate`, every question counting the same.
 
-    Choice accuracy and chance are those of the tasks that have choices; NaN if none has.
+    Args:
+        scores: the table.
+        always: columns that every task has, in which a NaN must show. The others are those of the tasks that have them,
+            such as choices; NaN if none has.
     """
     n = scores["n"].sum()
-    row = {}
-    for name in ("accuracy", "choice_accuracy", "nll", "chance"):
-        there = scores[scores[name].notna()] if name in ("choice_accuracy", "chance") else scores
+    row: dict[str, object] = {"task": "all", "n": n}
+    for name in scores.columns.drop(["task", "n", "low", "high"]):
+        there = scores if name in always else scores[scores[name].notna()]
         row[name] = (there[name] * there["n"]).sum(skipna=False) / there["n"].sum() if len(there) else math.nan
-    low, high = wilson(row["accuracy"], n)
-    return pd.DataFrame([{"task": "all", "n": n, **row, "low": low, "high": high}])[list(COLUMNS)]
+    row["low"], row["high"] = wilson(row["accuracy"], n)
+    return pd.DataFrame([row])[list(scores.columns)]
 
 
 def in_per_cent(scores: pd.DataFrame) -> pd.DataFrame:
     """Return a table of :func:`evaluate` for reading: a last row over all tasks, shares in per cent, rounded."""
-    table = pd.concat([scores, overall(scores)])
-    shares = ["accuracy", "low", "high", "choice_accuracy", "chance"]
+    return rounded(pd.concat([scores, overall(scores)]))
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its shares in per cent, rounded."""
+    shares = table.columns.drop(["task", "n", "nll"])
     return table.assign(**{name: (100 * table[name]).round(1) for name in shares}, nll=table["nll"].round(3))
 
 

@@ -178,18 +178,10 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
         """Predict the next token everywhere.
 
         Args:
-            input_ids: this and what is not named here as in :meth:`VideoLlama2Model.forward`.
-            attention_mask: see there.
-            position_ids: see there.
-            past_key_values: see there.
-            inputs_embeds: see there.
-            pixel_values: see there.
-            pixel_values_videos: see there.
-            input_features: see there.
-            input_features_mask: see there.
+            input_ids: this and the others up to ``input_features_mask``, and ``cache``: see
+                :meth:`VideoLlama2Model.forward`.
             labels: (B, T), the ids themselves, -100 where they do not count.
             logits_to_keep: so many of the last places, or their positions, get logits; 0 for all.
-            cache: see there.
             kwargs: for decoder and loss.
 
         Returns:

@@ -3,6 +3,7 @@
 python tests/benchmarks/drawings.py
 """
 
+import math
 from collections.abc import Callable
 
 import figure_data
@@ -271,6 +272,51 @@ def experts() -> str:
     return svg.drawing(640, 378, *parts)
 
 
+def coding() -> str:
+    """A pruned row as a compact file holds it: a bit per weight, and codes of the kept ones."""
+    data = figure_data.read("one-row")
+    weight, dropped = data["weight"], data["methods"]["wanda"]["dropped"]
+    left, step, most = 112, 42, max(map(abs, weight))
+    exponents = [math.frexp(value)[1] for value, gone in zip(weight, dropped) if not gone]
+    frequent = sorted(set(exponents), key=lambda each: (-exponents.count(each), -each))
+    codes = ["0", "10", "110", "111"] if len(frequent) > 2 else ["0", "1"]
+    parts = [
+        svg.lines(16, 40, ["one row,", "pruned"], size=16),
+        svg.text(16, 146, "kept?", 16),
+        svg.lines(16, 216, ["the kept", "ones"], size=16),
+    ]
+    kept = 0
+    for j, (value, gone) in enumerate(zip(weight, dropped)):
+        x = left + j * step
+        look = {"class_": "tf-line"} if gone else {"class_": "tf-ink"}
+        height = 3 if gone else 52 * abs(value) / most
+        parts.append(svg.rect(x + 8, 56 - height if value > 0 or gone else 56, step - 16, height, rx=2, **look))
+        parts.append(svg.text(x + step / 2, 146, "01"[not gone], 19, "tf-soft" if gone else "tf-ink", "middle"))
+        if gone:
+            continue
+        at, short = left + 86 * kept, codes[min(frequent.index(math.frexp(value)[1]), len(codes) - 1)]
+        parts.append(svg.path(f"M{x + step / 2} 156L{at + 39} 194", "tf-line", stroke_width=1.6))
+        parts.append(svg.rect(at, 198, 12 * len(short) + 6, 30, rx=4, class_="tf-accent", fill_opacity=0.25))
+        parts.append(svg.text(at + 6 * len(short) + 3, 219, short, 16, anchor="middle"))
+        parts.append(svg.rect(at + 12 * len(short) + 8, 198, 32, 30, rx=4, class_="tf-text", fill_opacity=0.25))
+        parts.append(svg.text(at + 12 * len(short) + 24, 219, "8", 16, anchor="middle"))
+        kept += 1
+    parts.append(svg.line(left, 56, left + 12 * step, 56))
+    said = (
+        (None, "one bit per weight says which are kept"),
+        ("tf-accent", "code of the exponent: the more frequent, the shorter"),
+        ("tf-text", "sign and mantissa: eight bits, as they are"),
+    )
+    for place, (class_, words) in enumerate(said):
+        y = 270 + 30 * place
+        if class_:
+            parts.append(svg.rect(left, y - 14, 24, 18, rx=4, class_=class_, fill_opacity=0.25))
+        else:
+            parts.append(svg.text(left + 12, y, "01", 16, anchor="middle"))
+        parts.append(svg.text(left + 36, y, words, 17))
+    return svg.drawing(640, 346, *parts)
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
     "draw-architecture": architecture,
     "draw-row": row,
@@ -278,6 +324,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "draw-neighbours": neighbours,
     "draw-update": update,
     "draw-experts": experts,
+    "draw-coding": coding,
 }
 """Name to what draws it."""
 

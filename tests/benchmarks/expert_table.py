@@ -13,7 +13,7 @@ from pathlib import Path
 import recording
 import torch
 import transformers
-from family_table import MEDIA
+from family_table import described
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,13 +28,7 @@ from tamp.errors import UserError
 def look(name: str) -> dict | None:
     """Drop experts of a family's tiny model and say what came of it; None for a model without experts."""
     model, samples = barring.build(name)
-    inputs = {key for sample in samples for key in sample}
-    found = {
-        "family": name,
-        "class": type(model).__name__,
-        "media": [kind for kind, names in MEDIA.items() if inputs & set(names)],
-        "refused": None,
-    }
+    found = described(name, model, samples)
     keep = 4 if name in barring.GROUPED else 3
     try:
         report = tamp.drop_experts(model, samples, keep, progress=False)

@@ -70,29 +70,33 @@ def onnx_back(weight: np.ndarray, name: str) -> np.ndarray:
     return (stored["weight_quantized"].astype(np.int32) - shift).T * stored["weight_scale"]
 
 
-def openvino_back(weight: np.ndarray, name: str) -> np.ndarray:
-    """Write a graph of one product with a matrix as OpenVINO's files, its weights compressed, and read them back.
+def openvino_back(weights: list[np.ndarray], name: str) -> list[np.ndarray]:
+    """Write a graph of products with matrices as OpenVINO's files, its weights compressed, and read them back.
 
-    The matrix is read by multiplying the identity with it, in float32.
+    A matrix is read by multiplying the identity with it, in float32. One graph holds them all, since compressing and
+    compiling take seconds for each graph.
     """
     import openvino
     from openvino import opset13 as ops
 
-    inputs = ops.parameter([-1, weight.shape[1]], np.float32, name="inputs")
-    product = ops.matmul(inputs, ops.constant(np.ascontiguousarray(weight)), False, True)
-    model = openvino.Model([product], [inputs], "linear")
+    inputs = {width: ops.parameter([-1, width], np.float32) for width in {weight.shape[1] for weight in weights}}
+    constants = [ops.constant(np.ascontiguousarray(weight)) for weight in weights]
+    products = [ops.matmul(inputs[each.shape[1]], each, False, True) for each in constants]
+    model = openvino.Model(products, list(inputs.values()), "linears")
     if name.startswith("int"):
         import nncf
 
+        nncf.set_log_level(logging.ERROR)
         mode = getattr(nncf.CompressWeightsMode, name.upper())
         groups = {"ratio": 1.0, "group_size": WIDTH, "all_layers": True} if name.startswith("int4") else {}
         model = nncf.compress_weights(model, mode=mode, **groups)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "linear.xml")
+        path = Path(folder, "linears.xml")
         openvino.save_model(model, path, compress_to_fp16=name == "f16")
         precise = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
         read = openvino.Core().compile_model(openvino.Core().read_model(path), "CPU", precise)
-        return read(np.eye(weight.shape[1], dtype=np.float32))[0].T
+        made = read([np.eye(width, dtype=np.float32) for width in inputs])
+        return [made[place].T for place in range(len(weights))]
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -108,15 +112,18 @@ def main(arguments: list[str] | None = None) -> dict:
     tamp.prune(model, samples, tamp.Recipe.preset("wanda", sparsity=options.sparsity), progress=False)
     weights = [matrix.weight.detach() for matrix in models.all_linears(model).values()]
     weights = [weight.to(torch.float32).numpy() for weight in weights if weight.shape[1] % WIDTH == 0]
-    ways = {"gguf": (GGUF, gguf_back), "onnx": (tuple(ONNX), onnx_back), "openvino": (OPENVINO, openvino_back)}
+    ways = {
+        "gguf": (GGUF, lambda weights, name: [gguf_back(weight, name) for weight in weights]),
+        "onnx": (tuple(ONNX), lambda weights, name: [onnx_back(weight, name) for weight in weights]),
+        "openvino": (OPENVINO, openvino_back),
+    }
     path = options.out / "export_zeros.json"
     before = json.loads(path.read_text()) if path.is_file() else {"rows": [], "packages": {}}
     rows = [row for row in before["rows"] if NAMES[row["file"]] not in options.formats]
     for kind in options.formats:
         for name in [name for name in ways[kind][0] if name in (options.types or ways[kind][0])]:
             kept = zeros = 0
-            for weight in weights:
-                back = ways[kind][1](weight, name)
+            for weight, back in zip(weights, ways[kind][1](weights, name), strict=True):
                 kept += int((back[weight == 0] == 0).sum())
                 zeros += int((weight == 0).sum())
             rows.append(

@@ -35,16 +35,17 @@ MEDIA = {
 """What a family takes, by the names of its inputs."""
 
 
+def described(name: str, model: torch.nn.Module, samples: list[dict]) -> dict:
+    """Say what a family is called and what it takes; so far it is not refused."""
+    inputs = {key for sample in samples for key in sample}
+    media = [kind for kind, names in MEDIA.items() if inputs & set(names)]
+    return {"family": name, "class": type(model).__name__, "media": media, "refused": None}
+
+
 def look(name: str) -> dict:
     """Prune a family's tiny model and say what came of it."""
     model, samples = families.build(name)
-    inputs = {key for sample in samples for key in sample}
-    found = {
-        "family": name,
-        "class": type(model).__name__,
-        "media": [kind for kind, names in MEDIA.items() if inputs & set(names)],
-        "refused": None,
-    }
+    found = described(name, model, samples)
     try:
         report = tamp.prune(model, samples, Recipe(sparsity=0.5), progress=False, allow_partial=True)
     except UserError as error:

@@ -30,6 +30,7 @@ import quality
 import real_lm
 import recording
 import recovery
+import rehearsal
 import retention
 import rounding
 import search
@@ -413,7 +414,11 @@ PAGES = {
         "kills": lambda: kills_table(read("kills")),
         "evaluation_memory": lambda: evaluation_memory.table(read("evaluation_memory")),
     },
-    "book/running.md": {"needs": needs.table, "host": lambda: host_memory.table(read("host_memory"))},
+    "book/running.md": {
+        "needs": needs.table,
+        "host": lambda: host_memory.table(read("host_memory")),
+        "rehearsal": lambda: rehearsal.table(read("rehearsal")),
+    },
     "book/families.md": {
         "multimodal": lambda: family_table.table(read("families")["families"], media=True),
         "text": lambda: family_table.table(read("families")["families"], media=False),

@@ -24,7 +24,7 @@ from tamp import compact, models
 LEVELS = (0.3, 0.5, 0.6, 0.7, "2:4")
 MODELS = {
     "mini-llava-next": {"bfloat16": LEVELS, "float16": LEVELS},
-    "smol-llava-next": {"bfloat16": LEVELS},
+    "smol-llava-next": {"bfloat16": LEVELS, "float16": LEVELS},
 }
 """Levels to measure, by model and type."""
 

@@ -2,7 +2,8 @@
 
 import torch
 import transformers
-from tiny import TEXT, noise, sample, tokens
+
+from families import TEXT, noise, sample, tokens
 
 _AUDIO, _START, _END = 120, 121, 122
 _MELS = 8

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from tiny import IMAGE, QWEN_TEXT, QWEN_VISION, TEXT, VISION, noise, sample, tokens
+
+from families import IMAGE, QWEN_TEXT, QWEN_VISION, TEXT, VISION, noise, sample, tokens
 
 VIDEO = IMAGE + 1
 START, END, BREAK, GLOBAL, TILE = range(IMAGE + 2, IMAGE + 7)

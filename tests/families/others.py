@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from tiny import IMAGE, QWEN_TEXT, TEXT, VISION, noise, sample, tokens
+
+from families import IMAGE, QWEN_TEXT, TEXT, VISION, noise, sample, tokens
 
 
 def _pictures(image: list[int], inputs: Callable[[int], dict]) -> list[dict]:

@@ -2,7 +2,8 @@
 
 import torch
 import transformers
-from tiny import IMAGE, QWEN_TEXT, QWEN_VISION, TEXT, VISION, noise, sample, tokens
+
+from families import IMAGE, QWEN_TEXT, QWEN_VISION, TEXT, VISION, noise, sample, tokens
 
 VIDEO, START, END, AUDIO, AUDIO_START, AUDIO_END = range(IMAGE + 1, IMAGE + 7)
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO}

@@ -2,7 +2,8 @@
 
 import torch
 import transformers
-from tiny import TEXT, sample, tokens
+
+from families import TEXT, sample, tokens
 
 
 def _texts() -> list[dict]:

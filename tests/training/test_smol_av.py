@@ -51,7 +51,7 @@ def test_accuracy_on_files_is_at_least_80_percent(smolav):
 @pytest.mark.parametrize(("without", "lost"), clips.WITHOUT.items())
 def test_senses_ablation_drops_to_chance(smolav, without, lost, tmp_path):
     """Evaluate few questions; the recorded run of `senses.py` has more."""
-    asked = clips.questions(160, seed=3, tasks=lost, without=without, folder=tmp_path)
+    asked = clips.questions(80, seed=3, tasks=lost, without=without, folder=tmp_path)
     scores = tamp.evaluate(*smolav, asked, progress=False)
     assert scores["accuracy"].mean() < scores["chance"].mean() + 0.15
 

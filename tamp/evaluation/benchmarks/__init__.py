@@ -2,7 +2,7 @@
 
 from tamp.evaluation.benchmarks.asking import Asked
 from tamp.evaluation.benchmarks.running import answers, check
-from tamp.evaluation.benchmarks.scores import in_per_cent, overall, refusal, retention, summarise
+from tamp.evaluation.benchmarks.scores import in_per_cent, refusal, retention, summarise
 from tamp.evaluation.benchmarks.table import TABLE, Protocol, Published
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "answers",
     "check",
     "in_per_cent",
-    "overall",
     "refusal",
     "retention",
     "summarise",

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from tamp import conversations, media, passes, records
+from tamp import conversations, files, media, onloading, passes, records
 from tamp.errors import UserError, unknown, whole
 from tamp.evaluation import scoring
 from tamp.evaluation.benchmarks import rules
@@ -143,7 +143,7 @@ def answers(
     total = limit or (known.size if None in counts else sum(counts))
     bar = tqdm(total=total, desc=name, disable=not progress)
     made = list(done)
-    with bar, passes.undisturbed(model):
+    with bar, passes.undisturbed(model), onloading.Place(model).whole():
         for batch in _batches(source, shares, finished, batch_size, bar):
             with tempfile.TemporaryDirectory(prefix="tamp-") as scratch:
                 lines = run(batch, Path(scratch))
@@ -162,10 +162,8 @@ def answers(
     made.sort(key=lambda line: (order[line["configuration"]], line["number"]))
     table = _table(made, known, name, protocol)
     if recorded and importlib.util.find_spec("pyarrow"):
-        target = Path(recorded).with_suffix(".parquet")
-        part = target.with_name(f".{target.name}.part")
-        table.to_parquet(part, engine="pyarrow", index=False)
-        part.replace(target)
+        with files.whole(Path(recorded).with_suffix(".parquet")) as part:
+            table.to_parquet(part, engine="pyarrow", index=False)
     return table
 
 
@@ -252,12 +250,8 @@ class _Run:
                 asked.append((line, one))
                 questions.append(self._question(one, given))
         if questions:
-            prompts = [
-                conversations.process(
-                    self.processor, records.dialogue(each.text, None, **each.media, marked=each.marked), prompt=True
-                )
-                for each in questions
-            ]
+            messages = [records.dialogue(each.text, None, **each.media, marked=each.marked) for each in questions]
+            prompts = [conversations.process(self.processor, each, prompt=True) for each in messages]
             compared = self._compared(questions)
             for (line, one), said, scores in zip(asked, self.generate(prompts), compared):
                 line |= {"task": one.task or self.known.title, "said": said, **self._scored(one, said), **scores}
@@ -372,7 +366,7 @@ def _read(path: Path, head: dict) -> list[dict]:
     try:
         first, *lines = [json.loads(line) for line in whole.split("\n") if line]
         different = next((name for name in head if first.get(name) != head[name]), None)
-        lines = [{**line} for line in lines if line["number"] >= 0 and "configuration" in line]
+        lines = [line for line in lines if line["number"] >= 0 and "configuration" in line]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} exists and does not hold recorded answers; choose another file.") from error
     if different:

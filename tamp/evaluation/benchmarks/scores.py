@@ -1,13 +1,11 @@
 """Scores of published benchmarks: a row per task, and what a pruned model keeps of a dense one."""
 
-import math
-
 import numpy as np
 import pandas as pd
 
 from tamp.errors import UserError
 from tamp.evaluation import paired
-from tamp.evaluation.tables import wilson
+from tamp.evaluation.tables import overall, rounded, wilson
 
 COLUMNS = ("task", "n", "accuracy", "low", "high", "choice_accuracy", "nll", "chance", "empty", "unparsable")
 
@@ -86,19 +84,6 @@ def retention(dense: pd.DataFrame, pruned: pd.DataFrame, column: str = "score") 
     return dict(zip(("retention", "low", "high"), (value / 100 for value in kept)))
 
 
-def overall(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row over all tasks of a table from :func:`summarise`, every question counting the same."""
-    n = scores["n"].sum()
-    row: dict[str, object] = {"task": "all", "n": n}
-    for name in ("accuracy", "choice_accuracy", "nll", "chance", "empty", "unparsable"):
-        there = scores[scores[name].notna()]
-        row[name] = (there[name] * there["n"]).sum() / there["n"].sum() if len(there) else math.nan
-    row["low"], row["high"] = wilson(row["accuracy"], n)
-    return pd.DataFrame([row])[list(COLUMNS)]
-
-
 def in_per_cent(scores: pd.DataFrame) -> pd.DataFrame:
     """Return a table of :func:`summarise` for reading: a last row over all tasks, shares in per cent, rounded."""
-    table = pd.concat([scores, overall(scores)]) if len(scores) > 1 else scores
-    shares = ["accuracy", "low", "high", "choice_accuracy", "chance", "empty", "unparsable"]
-    return table.assign(**{name: (100 * table[name]).round(1) for name in shares}, nll=table["nll"].round(3))
+    return rounded(pd.concat([scores, overall(scores, always=())]) if len(scores) > 1 else scores)

@@ -8,15 +8,16 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tamp import files
 from tamp.errors import UserError
 from tamp.evaluation.benchmarks.table import Published
-from tamp.files import cache_folder
 
 ROWS = 4
 """Records that are decoded from a row group at once."""
@@ -149,9 +150,7 @@ class Source:
             raise UserError(f"{path} is parquet, and reading it needs pyarrow: pip install pyarrow.") from error
         with self._reached(), self.system.open(f"{self.root}/{path}", "rb") as file:
             whole = parquet.ParquetFile(file)
-            for group in range(
-                whole.num_row_groups
-            ):  # of several groups at once, all would be fetched at the beginning
+            for group in range(whole.num_row_groups):  # of several at once, all would be fetched at the beginning
                 for batch in whole.iter_batches(batch_size=ROWS, row_groups=[group]):
                     yield from batch.to_pylist()
 
@@ -208,17 +207,13 @@ class Source:
             return here
         copy = hashlib.sha256(f"{self.root}/{archive}".encode()).hexdigest()[:12]
         inside = [part for part in PurePosixPath(path).parts if part not in ("..", "/")]
-        target = cache_folder().joinpath("benchmarks", self.name, copy, *inside)
+        target = files.cache_folder().joinpath("benchmarks", self.name, copy, *inside)
         if target.is_file():
             return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.part")
-        with contextlib.ExitStack() as stack:
+        with files.whole(target) as made, contextlib.ExitStack() as stack:
             file = stack.enter_context(self.system.open(f"{self.root}/{archive or path}", "rb"))
             if archive:
                 file = stack.enter_context(stack.enter_context(zipfile.ZipFile(file)).open(path))
-            with scratch.open("wb") as out:
-                while piece := file.read(1 << 20):
-                    out.write(piece)
-        scratch.replace(target)
+            with made.open("wb") as out:
+                shutil.copyfileobj(file, out, 1 << 20)
         return target
