@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tamp import models, pruning, selection
+from tamp import masks, models, pruning, selection
 from tamp.recipe import Recipe
 
 
@@ -52,8 +52,8 @@ ATTAINED = 0.5
 ROOM = 1e9
 """Bytes of a device that are left alone: the driver's, and what torch keeps in pieces."""
 
-PER_WEIGHT = 16
-"""Bytes per weight of the largest matrix while its mask is made: metric, order and masks."""
+PER_WEIGHT, PER_WEIGHT_ADMM = 12, 40
+"""Bytes per weight of a matrix while it is pruned: metric and masks, or SparseGPT's update; or ADMM's variables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,20 +171,27 @@ def need(sizes: Sizes, recipe: Recipe, lengths: Sequence[int]) -> Need:
 
 
 def _transient(sizes: Sizes, recipe: Recipe, block: Sequence[tuple[int, int]], tokens: int) -> int:
-    """Return bytes of one block and one sample: what its matrices saw, statistics, and the mask of the largest."""
+    """Return bytes of one block and one sample: what its matrices saw and the sums over it, or a matrix that is pruned.
+
+    Sums are freed matrix by matrix. What a Hessian is turned into stands beside it once.
+    """
     _, rule, criterion, update = recipe.rules
-    largest = max(out * width for out, width in block)
     widest = max(width for _, width in block)
     seen = tokens * sizes.itemsize * sum(2 * out + width for out, width in block)  # outputs twice: what becomes of them
-    made = PER_WEIGHT * largest
-    for row in (criterion, update):
-        if row.statistic is not None:
-            made += sum(_statistic_bytes(row.statistic, width) for _, width in block)
-            made += 3 * _statistic_bytes(row.statistic, widest)  # its factors, while a matrix is pruned
-            seen += 8 * tokens * widest  # in single precision, squared or multiplied with itself
+    rows = [row.statistic for row in (criterion, update) if row.statistic is not None]
+    sums = [sum(_statistic_bytes(statistic, width) for statistic in rows) for _, width in block]
+    if rows:
+        seen += 4 * tokens * widest  # in single precision, squared
     if rule.together and tokens:
         seen += pruning.LOCK_STEP + 3 * 4 * max(selection.ENTRIES, tokens**2)
-    return seen + made + 4 * tokens * sizes.width * sizes.itemsize
+    admm = recipe.update == "admm"
+
+    def pruned(place: int, out: int, width: int) -> int:
+        made = (PER_WEIGHT_ADMM if admm else PER_WEIGHT) * out * width + 20 * min(out * width, masks.ENTRIES)
+        return sum(sums[place:]) + (made + sums[place] if admm else max(made, sums[place]))
+
+    most = max(pruned(place, *shape) for place, shape in enumerate(block))
+    return max(seen + sum(sums), most) + 4 * tokens * sizes.width * sizes.itemsize
 
 
 def _statistic_bytes(statistic, width: int) -> int:

@@ -23,6 +23,7 @@ def exact(sparsity: float) -> Fraction:
     return Fraction(str(float(sparsity)))
 
 
+ENTRIES = 2**22  # of a matrix, whose rows are looked at together: finding the smallest takes 20 bytes for each
 DENSE = "dense|"
 """What a pattern begins with under which every matrix is dense or n:m, and nothing else."""
 
@@ -66,12 +67,16 @@ def unstructured(metric: Tensor, sparsity: float | None = None, *, drop: int | N
     if not 0 <= drop <= metric.numel():
         raise ValueError(f"cannot drop {drop} of {metric.numel()} weights")
     each, extra = divmod(drop, max(rows, 1))
-    mask = _smallest(metric, each)
+    mask, nexts = torch.empty(metric.shape, dtype=torch.bool, device=metric.device), []
+    for part, into in zip(*(whole.split(max(1, ENTRIES // max(columns, 1))) for whole in (metric, mask))):
+        into.copy_(_smallest(part, each))
+        if extra:
+            least = part.masked_fill(into, torch.inf).min(1, keepdim=True).values  # each row's next
+            places = torch.where((part == least) & ~into, torch.arange(columns, device=metric.device), columns)
+            nexts.append((least.flatten(), places.min(1).values))  # and the first place of it
     if extra:
-        least = metric.masked_fill(mask, torch.inf).min(1, keepdim=True).values  # (out, 1), each row's next
-        places = torch.where((metric == least) & ~mask, torch.arange(columns, device=metric.device), columns)
-        candidate = places.min(1).values  # (out,), the first of them
-        rows_extra = least.flatten().argsort(stable=True)[:extra]
+        least, candidate = map(torch.cat, zip(*nexts))  # (out,)
+        rows_extra = least.argsort(stable=True)[:extra]
         mask[rows_extra, candidate[rows_extra]] = True
     return mask
 

@@ -168,10 +168,7 @@ def slope(model: nn.Module, sample: dict, weights: dict[str, Tensor], step: floa
 
 
 def direction(weights: dict[str, Tensor], seed: tuple[int, int]) -> Iterator[Tensor]:
-    """Draw a Gaussian direction, a float32 tensor per weight, on its device: there the same for the same (block, sample).
-
-    On a GPU the name of a weight is part of its seed, so that it depends on no other weight.
-    """
+    """Draw a Gaussian direction, a float32 tensor per weight, by (block, sample), and on a GPU, there, by its name."""
     random = torch.Generator(next(iter(weights.values())).device).manual_seed(1_000_003 * seed[0] + seed[1])
     for name, weight in weights.items():
         if weight.device.type != "cpu":

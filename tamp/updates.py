@@ -14,14 +14,12 @@ from torch import Tensor
 from tamp.choices import by_matrix, everything
 from tamp.criteria import Covariance, Hessian
 from tamp.errors import whole
+from tamp.masks import ENTRIES
 from tamp.methods import Option, Update
 from tamp.models import TEXT
 
 SAFE = 0.05
 """Damping from which rounding in float32 cannot make a step a wrong one: no eigenvalue is then near what it adds up to."""
-
-
-ENTRIES = 2**22  # of a weight, whose rows are moved at once on a GPU
 
 
 def least_squares(

@@ -6,6 +6,7 @@ device), so that a model of full size costs nothing; what the host reads is then
 """
 
 import contextlib
+import functools
 import sys
 import weakref
 from collections import Counter
@@ -125,11 +126,13 @@ class Recorder:
         launches: every kernel, in order; operands as meta tensors.
         held: bytes of tensors alive now.
         peak: most bytes alive at once since :meth:`reset`.
+        moved: addresses of tensors of the host that were copied to the device, in order.
     """
 
     numbers: bool = True
     waits: Counter = field(default_factory=Counter)
     launches: list[Launch] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)
     held: int = 0
     peak: int = 0
     peak_where: str = ""
@@ -139,6 +142,7 @@ class Recorder:
         """Forget what happened; what is alive stays."""
         self.waits.clear()
         self.launches.clear()
+        self.moved.clear()
         self.peak = self.held
 
     def n_waits(self, *files: str) -> int:
@@ -158,6 +162,8 @@ class Recorder:
         self._check(name, tensors, indices)
         away = bool(here) and target == "cpu"
         crosses = name == "copy_" and len(here) == 1 and args[1].ndim > 0
+        if (tensors and not here) or (crosses and args[0] is here[0]):
+            self.moved.append(args[1 if crosses else 0].data_ptr())
         if away or (tensors and not here) or crosses:
             self._wait("to the host" if away or (crosses and args[0] is not here[0]) else "to the device")
         elif name in WAITS:
@@ -251,6 +257,10 @@ def _is(leaf) -> bool:
     return isinstance(leaf, Tensor)
 
 
+def _number(leaf):
+    return leaf.item() if isinstance(leaf, Pretended) else leaf
+
+
 def _held(leaf):
     return leaf.held if isinstance(leaf, Pretended) else leaf
 
@@ -280,13 +290,19 @@ def _as_numbers(indices: list) -> list:
     return replaced
 
 
+@functools.cache
+def _ours(name: str) -> str:
+    """Return the path inside the project of a file's name; empty for this file and those of others."""
+    ours = name.startswith(f"{ROOT}/") and name != __file__ and "site-packages" not in name
+    return str(Path(name).relative_to(ROOT)) if ours else ""
+
+
 def _line() -> str:
     """Name the innermost line of the project, this file aside."""
     frame = sys._getframe(1)
     while frame:
-        name = frame.f_code.co_filename
-        if name.startswith(f"{ROOT}/") and name != __file__ and "site-packages" not in name:
-            return f"{Path(name).relative_to(ROOT)}:{frame.f_lineno}"
+        if name := _ours(frame.f_code.co_filename):
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
 
@@ -313,11 +329,12 @@ class _Functions(TorchFunctionMode):
         if here and not getattr(kwargs.get("generator"), "on_device", True):
             raise Mix(f"Expected a 'cuda' device type for generator but found 'cpu' ({func.__name__}, {_line()})")
         if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == "cuda":
+            args = args if isinstance(args[0], Tensor) else tree_map(_number, args)
             return func(*args, **kwargs | {"device": "cpu"}).to(CUDA)
         if func is Tensor.__setitem__ and isinstance(args[0], Pretended) and not isinstance(args[2], Tensor):
             args = (*args[:2], torch.tensor(args[2], dtype=args[0].dtype))
         if func is Tensor.to and not isinstance(args[0], Pretended):
-            args = [CUDA if str(each) == "cuda" else each for each in args]
+            args = [each if isinstance(each, Tensor) or str(each) != "cuda" else CUDA for each in args]
             kwargs = {name: CUDA if str(value) == "cuda" else value for name, value in kwargs.items()}
         elif func is Tensor.to:
             rest = [each for each in args[1:] if each is not None and each not in (CUDA, "cuda")]

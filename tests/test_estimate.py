@@ -120,7 +120,7 @@ def test_an_8b_model_fits_where_it_should():
     lengths = [2900] * 128
     said = estimate.need(sizes, wanda, lengths)
     assert said.states == 2 * 128 * 2900 * (4096 + 128) * 2
-    assert said.resident > 24 * GB > 12 * GB > said.onloaded > 8 * GB > said.least
+    assert said.resident + estimate.ROOM > 24 * GB > 12 * GB > said.onloaded > 8 * GB > said.least
     cards = estimate.CARDS
     times = {name: estimate.seconds(sizes, wanda, lengths, card, False) for name, card in cards.items()}
     assert times["T4"] > times["L4"] > times["A100"] > times["H100"]

@@ -175,3 +175,11 @@ def test_deterministic_algorithms_give_the_same_masks(monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(found, wanted))
+
+
+def test_rows_that_are_looked_at_apart_give_the_same_mask(monkeypatch):
+    metric = torch.randint(0, 9, (23, 12), generator=torch.Generator().manual_seed(0)).float()  # with ties
+    whole = [masks.unstructured(metric, drop=drop) for drop in range(0, metric.numel() + 1, 7)]
+    monkeypatch.setattr(masks, "ENTRIES", 40)
+    for mask, drop in zip(whole, range(0, metric.numel() + 1, 7)):
+        assert mask.sum() == drop and torch.equal(masks.unstructured(metric, drop=drop), mask)

@@ -3,7 +3,6 @@
 import weakref
 from pathlib import Path
 
-import elsewhere
 import families
 import pretend
 import pytest
@@ -37,11 +36,11 @@ def test_an_onloaded_model_gets_the_same_weights_and_the_same_report(preset, sta
     monkeypatch.setattr(pruning.planning, "_check_weight", lambda *given: None)  # a stand-in is not a plain tensor
     recipe = Recipe.preset(preset, sparsity=0.5)
     right, samples = tiny.build("llava_next")
-    with elsewhere.device() as device, onloading.onloaded(right.modules(), device, change=True):  # all of it is there
+    with pretend.device(), onloading.onloaded(right.modules(), pretend.CUDA, change=True):  # all of it is there
         wanted = pruning.prune(right, samples, recipe, progress=False)
     model, samples = tiny.build("llava_next")
-    with elsewhere.device() as device:
-        report = pruning.prune(model, samples, recipe, progress=False, device=device, states=states)
+    with pretend.device():
+        report = pruning.prune(model, samples, recipe, progress=False, device="cuda", states=states)
     assert_same(model, right)
     assert repr(report.rows) == repr(wanted.rows) and report.plan == wanted.plan
 
@@ -59,16 +58,16 @@ def test_odd_families_are_onloaded_too(family):
     right, samples = families.build(family)
     pruning.prune(right, samples, recipe, progress=False)
     model, samples = families.build(family)
-    with elsewhere.device() as device:
-        pruning.prune(model, samples, recipe, progress=False, device=device, states="host")
+    with pretend.device():
+        pruning.prune(model, samples, recipe, progress=False, device="cuda", states="host")
     assert_same(model, right)
 
 
 def test_a_plan_of_an_onloaded_model_is_the_same():
     model, samples = tiny.build("llama")
     right = tamp.plan(model, samples, Recipe.preset("tamp"), progress=False)
-    with elsewhere.device() as device:
-        assert tamp.plan(model, samples, Recipe.preset("tamp"), progress=False, device=device) == right
+    with pretend.device():
+        assert tamp.plan(model, samples, Recipe.preset("tamp"), progress=False, device="cuda") == right
 
 
 def test_a_pass_brings_every_block_once_and_holds_one():
@@ -76,20 +75,18 @@ def test_a_pass_brings_every_block_once_and_holds_one():
     owners = {each.data_ptr(): name for name, block in models.blocks(model).items() for each in block.parameters()}
     held = [each.data for each in model.parameters()]  # so that no address is used twice
     there: list[set[str]] = []
-    with elsewhere.device() as device, passes.undisturbed(model):
-        place = onloading.Place(model, device, "host")
+    with pretend.device() as recorder, passes.undisturbed(model):
+        place = onloading.Place(model, "cuda", "host")
         captured = walk.capture(model, samples, False, place)
         assert all(each.hidden.device.type == "cpu" for each in captured)
-        with elsewhere.moves() as moved:
-            for step in walk.walk(model, captured, change=True, place=place):
-                for _ in step:
-                    there.append(
-                        {name for name, each in models.blocks(model).items() if next(each.parameters()).is_cuda}
-                    )
-                step.linears["mlp.down_proj"].weight.zero_()
-                step.replay()
+        recorder.reset()
+        for step in walk.walk(model, captured, change=True, place=place):
+            for _ in step:
+                there.append({name for name, each in models.blocks(model).items() if next(each.parameters()).is_cuda})
+            step.linears["mlp.down_proj"].weight.zero_()
+            step.replay()
     assert all(len(names) == 1 for names in there) and len(there) == len(samples) * 3
-    brought = [owners[place] for place in moved if place in owners]
+    brought = [owners[place] for place in recorder.moved if place in owners]
     for name, block in models.blocks(model).items():
         assert brought.count(name) == len(list(block.parameters()))
         assert not block.mlp.down_proj.weight.any() and not block.mlp.down_proj.weight.is_cuda
@@ -121,12 +118,12 @@ def test_modules_hooks_and_shared_tensors_stay_what_they_are():
     seen = []
     block = next(iter(models.blocks(model).values()))
     block.register_forward_hook(lambda module, args, output: seen.append(output.device.type))
-    with elsewhere.device() as device, elsewhere.moves() as moved:
-        pruning.prune(model, samples, Recipe.preset("wanda"), progress=False, device=device)
+    with pretend.device() as recorder:
+        pruning.prune(model, samples, Recipe.preset("wanda"), progress=False, device="cuda")
     assert [id(each) for each in model.parameters()] == before
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert set(seen) == {"cuda"}
-    embedding = moved.count(model.lm_head.weight.data_ptr())
+    embedding = recorder.moved.count(model.lm_head.weight.data_ptr())
     assert embedding == 2, "once for the capture, once for the check of the end, though it has two names"
 
 
@@ -142,8 +139,8 @@ def test_an_error_on_the_way_leaves_the_model_where_it_was():
 
     handle = list(models.blocks(model).values())[1].register_forward_hook(fail)
     before = [id(each) for each in model.parameters()]
-    with elsewhere.device() as device, pytest.raises(RuntimeError, match="lost"):
-        pruning.prune(model, samples, Recipe.preset("wanda"), progress=False, device=device)
+    with pretend.device(), pytest.raises(RuntimeError, match="lost"):
+        pruning.prune(model, samples, Recipe.preset("wanda"), progress=False, device="cuda")
     handle.remove()
     assert [id(each) for each in model.parameters()] == before
     assert not any(tensor.is_cuda for _, tensor in parts(model))
@@ -158,9 +155,9 @@ def test_a_place_that_does_not_exist_is_refused(change):
 
 
 def test_tensors_on_two_devices_do_not_mix():
-    with elsewhere.device() as device:
-        moved = torch.ones(2, 2).to(device)
-        assert (moved @ moved).is_cuda and torch.ones(2, device=device).is_cuda
+    with pretend.device():
+        moved = torch.ones(2, 2).to("cuda")
+        assert (moved @ moved).is_cuda and torch.ones(2, device="cuda").is_cuda
         with pytest.raises(RuntimeError, match="same device"):
             moved @ torch.ones(2, 2)
 
@@ -194,7 +191,7 @@ def test_what_load_was_told_is_where_prune_computes():
     right, _ = tiny.build("llama")
     pruning.prune(right, samples, Recipe.preset("wanda"), progress=False)
     model.computed_on = "cuda"
-    with elsewhere.device(), elsewhere.moves() as moved:
+    with pretend.device() as recorder:
         pruning.prune(model, samples, Recipe.preset("wanda"), progress=False)
-    assert moved
+    assert recorder.moved
     assert_same(model, right)

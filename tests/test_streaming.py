@@ -4,9 +4,9 @@ import copy
 import json
 import re
 
-import elsewhere
 import host_memory
 import kills
+import pretend
 import pytest
 import tiny
 import torch
@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, right, b
 
 def test_a_stopped_run_goes_on_on_a_device(tmp_path, right):
     out = tmp_path / "out"
-    with elsewhere.device():
+    with pretend.device():
         model, samples, _ = stopped(out, device="cuda", states="host")
         tamp.prune(model, samples, RECIPE, progress=False, out=out, resume=True, device="cuda", states="host")
     assert_right(out, right)
