@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
-from tamp import files, masks, schema
+from tamp import masks, schema, writing
 from tamp.errors import UserError, unknown
 from tamp.schema import Range
 
@@ -71,7 +71,7 @@ class Plan:
             for name, size, drop, score in zip(self.linears, self.sizes, self.drops, scores)
         ]
         text = json.dumps(head, indent=1)[:-2] + ',\n "linears": {\n' + ",\n".join(rows) + "\n }\n}\n"
-        return files.write_text(path, text)
+        return writing.write_text(path, text)
 
     @classmethod
     def read(cls, path: str | Path) -> "Plan":
