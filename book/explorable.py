@@ -22,7 +22,7 @@ PLOT = re.compile(r'<h[1-4]>(?P<title>.*?)<a class="headerlink"|<img alt="[^"]*_
 TABLE = re.compile(r"<table\b.*?</table>", re.S)
 ROW = re.compile(r"<tr\b.*?</tr>", re.S)
 CELL = re.compile(r"<(t[hd])\b([^>]*)>(.*?)</\1>", re.S)
-NUMBER = re.compile(r"|–|[+−-]?\d[\d,.]*(?: ?(?:%|x|s|min|kB|MB|GB))?(?: [\[(][^a-z]*[\])])?(?: / [\d,.]+)?")
+NUMBER = re.compile(r"|–|NaN|[+−-]?\d[\d,.]*(?: ?(?:%|x|s|min|kB|MB|GB))?(?: [\[(][^a-z]*[\])])?(?: / [\d,.]+)?")
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 DESCRIPTION = "Prune multimodal language models: a book of notebooks, and the package behind it."
 
@@ -75,7 +75,7 @@ def aligned(body: str) -> str:
 def _aligned(table: str) -> str:
     rows = [[(kind, plain(text)) for kind, _, text in CELL.findall(row)] for row in ROW.findall(table)]
     body = [row for row in rows if any(kind == "td" for kind, _ in row)]
-    columns = range(min(map(len, body), default=0))
+    columns = range(-min(map(len, body), default=0), 0)  # from the right: at the left a cell may span rows
     numbers = {
         j
         for j in columns
@@ -83,7 +83,7 @@ def _aligned(table: str) -> str:
     }
 
     def marked(row: re.Match) -> str:
-        places = itertools.count()
+        places = itertools.count(-len(CELL.findall(row[0])))
 
         def cell(match: re.Match) -> str:
             mark = ' data-number="1"' if next(places) in numbers else ""

@@ -92,25 +92,6 @@ def by_matrix(row, chosen: Tensor | Mapping[str, Tensor] | None) -> Mapping[str,
     return masks
 
 
-def masses(row, chosen: Tensor | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return how much every token counts that a matrix saw, whichever way it was chosen.
-
-    Args:
-        row: see :class:`tamp.walk.Row`.
-        chosen: what a rule of :data:`tamp.selection.TOKENS` gives for the row.
-
-    Returns:
-        ``{name: (t,) float64}``, 0 for a token that does not count.
-    """
-    found = {}
-    for name, each in by_matrix(row, chosen).items():
-        mass = torch.ones(len(row.inputs[name]), dtype=torch.float64, device=row.inputs[name].device)
-        if each is not None:
-            mass = torch.zeros_like(mass).index_fill_(0, each, 1) if each.dtype == torch.long else each.to(mass)
-        found[name] = mass
-    return found
-
-
 def _at(chosen: Tensor, places: Tensor) -> Tensor:
     """Look up which tokens count at some positions (t,), -1 for what is not of the sequence."""
     if chosen.dtype != torch.bool:

@@ -7,7 +7,7 @@ may be cut for its text tokens, or for text and pictures alike.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -315,7 +315,7 @@ def score(
             if own.gates.keys() != own.outputs.keys():
                 raise UserError(f"{type(step.block).__name__} does not say how its experts' outputs are weighed.")
             if own.outputs:
-                chosen = choices.masses(own, rule.choose([own], recipe.options)[0])
+                chosen = masses(own, rule.choose([own], recipe.options)[0])
                 for tally in here:
                     _add(
                         model,
@@ -328,6 +328,25 @@ def score(
     return [
         replace(tally, added=tally.added.cpu(), mass=tally.mass.cpu(), tokens=tally.tokens.cpu()) for tally in tallies
     ], unread
+
+
+def masses(row: walk.Row, chosen: Tensor | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return how much every token counts that a matrix saw, whichever way it was chosen.
+
+    Args:
+        row: one row of a step.
+        chosen: what a rule of :data:`tamp.selection.TOKENS` gives for the row.
+
+    Returns:
+        ``{name: (t,) float64}``, 0 for a token that does not count.
+    """
+    found = {}
+    for name, each in choices.by_matrix(row, chosen).items():
+        mass = torch.ones(len(row.inputs[name]), dtype=torch.float64, device=row.inputs[name].device)
+        if each is not None:
+            mass = torch.zeros_like(mass).index_fill_(0, each, 1) if each.dtype == torch.long else each.to(mass)
+        found[name] = mass
+    return found
 
 
 def _some(values: dict[str, Tensor], names: dict) -> dict[str, Tensor]:

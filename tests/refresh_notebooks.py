@@ -8,6 +8,7 @@ sliders) keeps the output it has, unless its own code or anything compared has c
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 IGNORED = "nbval-ignore-output"
+DRAWING = "image/svg+xml"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KEPT = ("cellView", "tags", "mystnb")  # of a cell's metadata; the last one holds what stands in a figure's place
 METADATA = {
@@ -63,10 +65,19 @@ def refreshed(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 600)
 
 
 def bare(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop an output's metadata."""
+    """Drop an output's metadata, and put a drawing on one line."""
     if "metadata" in output:
         output.metadata = nbformat.from_dict({})
+    if DRAWING in output.get("data", {}):
+        output.data[DRAWING] = one_line(output.data[DRAWING])
     return output
+
+
+def one_line(drawing: str) -> str:
+    """Return an SVG file from its first tag on, on one line, without descriptions, paths to a hundredth of a point."""
+    drawing = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawing[drawing.index("<svg") :], flags=re.S)
+    drawing = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing)
+    return " ".join(drawing.split())
 
 
 def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:

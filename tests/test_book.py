@@ -112,6 +112,13 @@ def test_columns_of_numbers_are_marked_and_others_are_not():
     assert marked.replace(' data-number="1"', "") == f"before <table>{html}</table> after"
 
 
+def test_a_cell_that_spans_rows_does_not_move_the_columns():
+    rows = '<th rowspan="2">a</th><th>x</th><td>1.0</td><td>NaN</td>', "<th>y</th><td>22.0</td><td>3</td>"
+    head = "<tr><th></th><th></th><th>n</th><th>m</th></tr>"
+    marked = explorable.aligned(f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in rows)}</table>")
+    assert re.findall(r"data-number[^>]*>(.*?)<", marked) == ["n", "m", "1.0", "NaN", "22.0", "3"]
+
+
 def test_a_plot_is_described_by_its_section_and_what_is_printed_under_it():
     body = (
         '<h2>All <em>linears</em><a class="headerlink" href="#x">#</a></h2>'

@@ -1,5 +1,7 @@
 """Figures: values per token are put back on their picture, and every method of the table has a colour."""
 
+import io
+
 import matplotlib
 import pandas as pd
 import pytest
@@ -69,6 +71,17 @@ def test_maps_are_split_where_the_modality_changes():
     figures.split_at(axis, torch.tensor([2, 0, 0, 0, 2, 2]))
     ends = [line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1]]
     assert ends == [0.5, 3.5, 5.5]
+
+
+def test_a_drawing_has_the_same_bytes_each_time():
+    drawn = []
+    with matplotlib.rc_context():
+        figures.style()
+        for _ in range(2):
+            figure = figures.difference_figure(results.recorded("mini_quality"), [0.7])
+            figure.savefig(held := io.BytesIO(), format="svg", metadata={"Date": None})
+            drawn.append(held.getvalue())
+    assert drawn[0] == drawn[1]
 
 
 def test_a_grid_is_drawn_with_a_line_per_method():

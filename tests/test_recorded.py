@@ -12,6 +12,7 @@ import quality
 import repeatability
 import senses
 import sizes
+import trained_experts
 
 from tamp import Recipe
 from tamp.evaluation import compare, results
@@ -101,6 +102,40 @@ def test_what_is_shipped_is_small_and_met_its_bar(name, mean, weakest):
     assert sum(row["n"] for row in final["tasks"].values()) >= 1000
     assert sum(accuracy.values()) / len(accuracy) >= mean
     assert min(accuracy.values()) >= weakest
+
+
+def test_recorded_experts_of_a_trained_model_are_lost_as_the_page_says():
+    """`book/experts.md`: which experts stay matters from half of them on, and differently for the two accuracies."""
+    found = results.recorded("trained_experts")
+    wanted = {(name, number) for name in trained_experts.METHODS for number in trained_experts.KEPT}
+    for name, number in wanted:
+        cells = results.cells_of(found, name, number)
+        assert sorted(cell["calibration_seed"] for cell in cells) == list(trained_experts.SEEDS)
+
+    def side(one: str, other: str, number: int) -> int:
+        """Say whether one is surely above (1) or below (-1) another in exact match."""
+        _, low, high = results.interval(*(results.cells_of(found, name, number) for name in (one, other)))
+        return int(low > 0) - int(high < 0)
+
+    def among(name: str, number: int) -> float:
+        return results.mean(results.cells_of(found, name, number), "choice_accuracy")
+
+    (dense,) = results.cells_of(found, "dense", 8)
+    for name in trained_experts.CHOICES:
+        assert results.mean(results.cells_of(found, name, 6), "accuracy") > dense["accuracy"] - 0.01
+        assert side(name, "count", 6) == 1
+    exact = {name: results.mean(results.cells_of(found, name, 4), "accuracy") for name in trained_experts.CHOICES}
+    assert (
+        side("all", "random", 4) == -1 and max(exact, key=exact.get) == "balanced" and side("balanced", "all", 4) == 1
+    )
+    assert side("balanced", "random", 4) == 0 and side("words", "all", 4) == side("words", "all", 2) == 1
+    assert all(side(name, "random", 2) < 1 for name in trained_experts.METHODS if name != "random")
+    for number in (4, 2):
+        assert among("words", number) < among("balanced", number)
+        assert among("words", number) < among("all", number)
+    assert among("all", 4) > dense["choice_accuracy"] - 0.02
+    shares = trained_experts.leaning(found["routed"])[["visual", "text"]]
+    assert (shares > 0.005).all(axis=None) and ((shares.max(axis=1) > 2 * shares.min(axis=1)).mean() > 0.5)
 
 
 def test_recorded_fine_tuning_kept_every_zero_and_raised_accuracy():

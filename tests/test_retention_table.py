@@ -57,15 +57,15 @@ def test_a_stopped_table_goes_on_with_the_cells_that_are_missing(table, monkeypa
     assert cli.main(line) == 0  # nothing is missing: no model is loaded
 
 
-def test_on_a_gpu_a_model_is_pruned_one_block_at_a_time_and_asked_whole(table, monkeypatch):
+def test_on_a_gpu_a_model_is_pruned_one_block_at_a_time_and_then_settled(table, monkeypatch):
     out, line = table
     path = out / "cells" / "wanda-0.5-pope.json"
     kept, seen = path.read_text(), []
     path.unlink()
-    model = SimpleNamespace(to=lambda device: seen.append(f"to {device}"))
     stubs = {
         "loading.resolve_device": lambda device: torch.device("cuda"),
-        "loading.load": lambda name, device, dtype, offload: (seen.append(f"offload {offload}"), (model, None))[1],
+        "loading.load": lambda name, device, dtype, offload: (seen.append(f"offload {offload}"), (None, None))[1],
+        "loading.settle": lambda model: seen.append("settle"),
         "pruning.prune": lambda *given, **named: (seen.append("prune"), SimpleNamespace(sparsity=0.5, seconds={}))[1],
         "benchmarks.check": lambda *given: None,
         "benchmarks.answers": lambda *given, **named: 1 / 0,
@@ -75,7 +75,7 @@ def test_on_a_gpu_a_model_is_pruned_one_block_at_a_time_and_asked_whole(table, m
     for name, stub in stubs.items():
         monkeypatch.setattr(f"tamp.evaluation.retention_table.{name}", stub)
     assert cli.main(line) == 1
-    assert seen == ["offload True", "prune", "to cuda"]
+    assert seen == ["offload True", "prune", "settle"]
     path.write_text(kept)
 
 

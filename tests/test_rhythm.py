@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import refresh_notebooks
 import update_search
 
 from tamp.evaluation import results
@@ -76,7 +77,7 @@ def test_five_questions_are_answered_and_two_exercises_checked(path):
 @each
 def test_plots_are_folded_and_described(path):
     for cell in cells(path):
-        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+        if any(refresh_notebooks.DRAWING in output.get("data", {}) for output in cell.outputs):
             assert "hide-input" in cell.metadata.tags, cell.id
             assert len(cell.metadata["mystnb"]["image"]["alt"]) > 40, cell.id
 

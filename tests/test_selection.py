@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tamp import choices, selection
+from tamp import experts, selection
 
 checked = settings(deadline=None, derandomize=True, max_examples=600)
 few = settings(checked, max_examples=60)
@@ -383,7 +383,7 @@ def test_masses_are_read_whichever_way_tokens_were_chosen():
     row.groups = lambda: [(["q", "up"], None)]
     mask = torch.tensor([True, False, True, False])
     for chosen in (mask, torch.stack([mask, mask]), {name: torch.tensor([0, 2]) for name in row.inputs}):
-        found = choices.masses(row, chosen)
+        found = experts.masses(row, chosen)
         assert all(found[name].tolist() == [1, 0, 1, 0] for name in row.inputs)
-    assert choices.masses(row, None)["up"].tolist() == [1, 1, 1, 1]
-    assert choices.masses(row, torch.tensor([0.5, 0, 2, 1]))["q"].tolist() == [0.5, 0, 2, 1]
+    assert experts.masses(row, None)["up"].tolist() == [1, 1, 1, 1]
+    assert experts.masses(row, torch.tensor([0.5, 0, 2, 1]))["q"].tolist() == [0.5, 0, 2, 1]

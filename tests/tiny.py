@@ -21,7 +21,9 @@ def _square(n: int, before: int, after: int) -> dict:
 
 
 def llava_next():
-    return llava_like.llava_next()[0], [_square(n, 3, 5) for n in range(3)]
+    model, _ = llava_like.llava_next()
+    model.config.vision_feature_layer = -1  # pictures that leave no tie to last bits
+    return model, [_square(n, 3, 5) for n in range(3)]
 
 
 def llava_onevision():

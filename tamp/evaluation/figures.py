@@ -35,7 +35,10 @@ LINEARS = ("#33508c", "#5f86c4", "#9db8dd", "#7b7b7b", "#a65628", "#d98c4a", "#e
 
 
 def style() -> None:
-    """Set the style of the book: white ground, so that figures read on a dark page too, and small type."""
+    """Set the style of the book: white ground, so that figures read on a dark page too, and small type.
+
+    A notebook then shows figures as drawings (SVG), of the same bytes each time.
+    """
     import matplotlib
     import seaborn
     from matplotlib import pyplot
@@ -46,6 +49,7 @@ def style() -> None:
         {
             "figure.facecolor": "white",
             "figure.dpi": 110,
+            "svg.hashsalt": "tamp",
             "figure.constrained_layout.use": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -53,6 +57,10 @@ def style() -> None:
             "legend.frameon": False,
         }
     )
+    if matplotlib.get_backend() in ("inline", "module://matplotlib_inline.backend_inline"):
+        from matplotlib_inline import backend_inline
+
+        backend_inline.set_matplotlib_formats("svg", metadata={"Date": None, "Creator": None})
 
 
 def color_of(method: str) -> str:

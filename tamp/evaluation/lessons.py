@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from tamp import choices, conversations, loading, models, selection
+from tamp import conversations, experts, loading, models, selection
 from tamp.evaluation import figures
 from tamp.plans import Plan
 from tamp.records import Question
@@ -147,7 +147,7 @@ def plan_figure(
     colors = [figures.LINEARS[place % len(figures.LINEARS)] for place in range(len(kinds))]
     for axis, (name, drops) in zip(axes, plans.items()):
         shares = 100 * np.array(drops) / sizes
-        axis.bar(range(len(shares)), shares, color=colors * (len(shares) // len(kinds)), width=0.85)
+        axis.bar(range(len(shares)), shares, color=colors * (len(shares) // len(kinds)), width=0.85, lw=0)
         axis.axhline(100 * sparsity, color="black", ls="dotted", lw=1)
         axis.set(ylabel=f"{name} (%)", ylim=(0, 100), xlim=(-0.5, len(shares) - 0.5))
         axis.spines[["top", "right"]].set_visible(False)
@@ -225,4 +225,4 @@ def picked(tokens: str, row, options: Mapping) -> Tensor:
         (matrices, T) float64, 0 for a token that does not count.
     """
     (chosen,) = selection.TOKENS[tokens].choose([row], options)
-    return torch.stack([*choices.masses(row, chosen).values()])
+    return torch.stack([*experts.masses(row, chosen).values()])

@@ -37,6 +37,7 @@ import search
 import sizes
 import stills
 import text_share
+import trained_experts
 import update_cost
 import update_search
 from matplotlib.figure import Figure
@@ -429,7 +430,10 @@ PAGES = {
         "export": lambda: export_zeros.table(read("export_zeros")),
         "recovery": lambda: recovery.table(read("recovery")),
     },
-    "book/experts.md": {"families": lambda: expert_table.table(read("expert_families")["families"])},
+    "book/experts.md": {
+        "families": lambda: expert_table.table(read("expert_families")["families"]),
+        "trained": lambda: trained_experts.table(read("trained_experts")),
+    },
     "data/README.md": {
         "training": lambda: training_table(training_record("mini-llava-next")),
         "adapting": lambda: training_table(training_record("smol-llava-next")),
