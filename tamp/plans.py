@@ -2,11 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
-from tamp import files, masks, schema
+from tamp import masks, schema, writing
 from tamp.errors import UserError, unknown
 from tamp.schema import Range
 
@@ -71,7 +72,7 @@ class Plan:
             for name, size, drop, score in zip(self.linears, self.sizes, self.drops, scores)
         ]
         text = json.dumps(head, indent=1)[:-2] + ',\n "linears": {\n' + ",\n".join(rows) + "\n }\n}\n"
-        return files.write_text(path, text)
+        return writing.write_text(path, text)
 
     @classmethod
     def read(cls, path: str | Path) -> "Plan":
@@ -157,3 +158,24 @@ SCHEMA = {
     **dict.fromkeys(("allocation", "model", "fingerprint"), str),
 }
 """What a file holds, see :func:`tamp.schema.misfit`."""
+
+
+def distance(drops: Sequence[int], other: Sequence[int]) -> float:
+    """Return the share of the weights dropped by one plan that another with the same total drops in other linears."""
+    return sum(abs(a - b) for a, b in zip(drops, other)) / 2 / max(1, sum(drops))
+
+
+def differences(first: Plan, second: Plan):
+    """Compare two plans for the same linears.
+
+    Returns:
+        A row per linear: linear, weights, first and second (sparsity under each), points (the second minus the first, in
+        percentage points).
+
+    Raises:
+        UserError: if they are not for the same linears.
+    """
+    second.check(dict(zip(first.linears, first.sizes)))
+    table = first.table().drop(columns="score").rename(columns={"sparsity": "first"})
+    table["second"] = table["linear"].map(second.table().set_index("linear")["sparsity"])
+    return table.assign(points=100 * (table["second"] - table["first"]))

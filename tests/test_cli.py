@@ -44,7 +44,7 @@ def test_a_plan_is_written_compared_and_pruned_by(tmp_path, capsys):
     capsys.readouterr()
     assert run("plan", "diff", one, two) == 0
     said = capsys.readouterr().out
-    moved = tamp.cli.plan.distance(tamp.Plan.read(one).drops, tamp.Plan.read(two).drops)
+    moved = tamp.plans.distance(tamp.Plan.read(one).drops, tamp.Plan.read(two).drops)
     assert f"{moved:.2%} of the dropped weights lie in other linears" in said and "v_proj" in said
     out = tmp_path / "pruned"
     assert run("prune", "mini-llava-next", "--plan", one, "--preset", "sparsegpt", "--n", 2, "--out", out) == 0

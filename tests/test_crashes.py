@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 import tamp
-from tamp import cache, checkpoint, cli, files, pruning
+from tamp import cache, checkpoint, cli, files, pruning, writing
 from tamp.errors import UserError
 from tamp.evaluation import compare, results
 
@@ -139,7 +139,7 @@ def test_a_text_file_that_cannot_be_written_keeps_its_old_text_and_the_new_one_l
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", full)
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(writing.tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match="No space left on device. It was written to .*/plan.json instead") as error:
         files.write_text(path, "new")
     kept = str(error.value).split(" written to ")[1].removesuffix(" instead.")

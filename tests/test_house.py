@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = (
     "errors",
-    "files",
+    "writing",
     "schema",
     "methods",
     "masks",
@@ -41,6 +41,7 @@ CORE = (
 """The pruning core, low to high: a module imports only what stands before it."""
 
 WINGS = (
+    "files",
     "shrinking",
     "experts",
     "finetuning",

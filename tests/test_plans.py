@@ -9,7 +9,6 @@ from test_pruning import zeros
 
 import tamp
 from tamp import models, plans
-from tamp.cli import plan as plan_command
 from tamp.errors import UserError
 from tamp.recipe import PRESETS, Recipe
 
@@ -163,13 +162,13 @@ def test_differences_of_two_plans_per_linear_and_in_total():
     _, samples, plan = made()
     model, *_ = made()
     even = tamp.plan(model, samples, Recipe(allocation="uniform"), progress=False)
-    table = plan_command.differences(even, plan)
+    table = plans.differences(even, plan)
     assert list(table["first"]) == pytest.approx([0.5] * len(table), abs=1e-3)
     assert table["points"].abs().max() == pytest.approx(100 * (table["second"] - 0.5).abs().max(), abs=0.1)
     moved = sum(max(0, a - b) for a, b in zip(plan.drops, even.drops))
-    assert plan_command.distance(plan.drops, even.drops) == pytest.approx(moved / sum(plan.drops))
+    assert plans.distance(plan.drops, even.drops) == pytest.approx(moved / sum(plan.drops))
     with pytest.raises(UserError, match="There is no linear"):
-        plan_command.differences(plan, made("llama")[2])
+        plans.differences(plan, made("llama")[2])
 
 
 def test_an_allocation_that_looks_at_activations_needs_samples():

@@ -1,7 +1,6 @@
 """``tamp plan``: decide how much of each linear to drop, or compare two plans."""
 
 import argparse
-from collections.abc import Sequence
 
 from tamp.cli import common
 from tamp.errors import UserError
@@ -20,15 +19,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run this command."""
     import tamp
-    from tamp import files
+    from tamp import files, plans
 
     if options.model[0] == "diff" and len(options.model) == 3:
         common.refuse_idle(options, options.usual, "on the difference of two plans")
         first, second = map(tamp.Plan.read, options.model[1:])
-        table = differences(first, second)
+        table = plans.differences(first, second)
         largest = table["points"].abs().sort_values(ascending=False).index
         print(table.loc[largest].head(10).round(4).to_string(index=False))
-        print(f"{distance(first.drops, second.drops):.2%} of the dropped weights lie in other linears")
+        print(f"{plans.distance(first.drops, second.drops):.2%} of the dropped weights lie in other linears")
         return
     if len(options.model) != 1:
         raise UserError("`tamp plan` takes one model, or: tamp plan diff FIRST.json SECOND.json")
@@ -44,24 +43,3 @@ def run(options: argparse.Namespace) -> None:
     made = tamp.plan(model, samples, recipe, progress=common.bars(), allow_partial=options.allow_partial)
     print(made)
     print(f"written to {made.write(options.out)}")
-
-
-def distance(drops: Sequence[int], other: Sequence[int]) -> float:
-    """Return the share of the weights dropped by one plan that another with the same total drops in other linears."""
-    return sum(abs(a - b) for a, b in zip(drops, other)) / 2 / max(1, sum(drops))
-
-
-def differences(first, second):
-    """Compare two plans (:class:`tamp.Plan`) for the same linears.
-
-    Returns:
-        A row per linear: linear, weights, first and second (sparsity under each), points (the second minus the first, in
-        percentage points).
-
-    Raises:
-        UserError: if they are not for the same linears.
-    """
-    second.check(dict(zip(first.linears, first.sizes)))
-    table = first.table().drop(columns="score").rename(columns={"sparsity": "first"})
-    table["second"] = table["linear"].map(second.table().set_index("linear")["sparsity"])
-    return table.assign(points=100 * (table["second"] - table["first"]))

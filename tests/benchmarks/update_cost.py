@@ -20,8 +20,8 @@ SHAPES = {"q, o": (4096, 4096), "k, v": (1024, 4096), "gate, up": (14336, 4096),
 BLOCKS = 32
 RATE = 50e12  # float32 flops per second outside tensor cores, of the order of an H100's 67
 LAUNCH = 5e-6  # seconds from one launch to the next
-FACTORISATIONS = {"sparsegpt": 4 / 3, "least_squares": 0.0, "admm": 1.0}
-"""In units of ``in^3``: Cholesky 1/3, its inverse 2/3, and for SparseGPT the Cholesky of that, in float64."""
+FACTORISATIONS = {"sparsegpt": 1.0, "least_squares": 0.0, "admm": 1.0}
+"""In units of ``in^3``: Cholesky 1/3 and its inverse 2/3; on a GPU for SparseGPT that of its factor, in strips."""
 
 
 class Launches(TorchDispatchMode):
