@@ -59,6 +59,30 @@ def test_what_was_not_measured_has_a_question_mark_and_no_bar():
     assert [text.get_text().strip() for text in time.texts] == ["100%", "?"]
 
 
+def test_bars_of_memory_are_stacked_beside_the_cards():
+    needs = {"one": {"all": (1e9, 2e9, 4e9), "least": (5e8, 0, 0)}, "other": {"all": (3e9, 0, 0)}}
+    figure = lessons.memory_figure(needs, [8e9, 16e9])
+    one, other = figure.axes
+    assert [(bar.get_x(), bar.get_width()) for bar in one.patches] == [
+        (0, 1),
+        (0, 0.5),
+        (1, 2),
+        (0.5, 0),
+        (3, 4),
+        (0.5, 0),
+    ]
+    assert [text.get_text().strip() for text in one.texts] == ["7.0", "0.5"]
+    assert [line.get_xdata()[0] for line in other.lines] == [8, 16]
+
+
+def test_a_chapter_begins_without_what_its_last_run_left(tmp_path):
+    for name in ("made", "made.partial", "other"):
+        (tmp_path / name).mkdir()
+    assert lessons.fresh(f"{tmp_path}/made") == f"{tmp_path}/made"
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    lessons.fresh(f"{tmp_path}/made")
+
+
 def test_similarities_are_drawn_without_what_enters_a_block():
     rows = [("input", 1.0), ("q_proj", 0.2), ("q_proj", 0.4)]
     table = pd.DataFrame([{"where": where, "vv": x, "ll": x, "vl": x} for where, x in rows])

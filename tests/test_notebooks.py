@@ -102,7 +102,7 @@ def _counted(made):
         _most[0] = max(_most[0], len(_held))
     return made
 copy.deepcopy = lambda *given: _counted(_plain(*given))
-tamp.load = lambda *given: (lambda model, processor: (_counted(model), processor))(*_load(*given))
+tamp.load = lambda *given, **how: (lambda model, processor: (_counted(model), processor))(*_load(*given, **how))
 """
 """Counts the models that are alive whenever one more is loaded or copied."""
 
@@ -200,6 +200,11 @@ def check(chapter: str, found: dict, sparsity: float) -> None:
         assert disk["pruned"] == pytest.approx(1, abs=1e-3) and found["experts"] < 0.6
         assert disk["compact"] == pytest.approx(found["estimate"], rel=0.1)  # in 2:4 the mask takes less
         assert 1.1 * found["estimate"] < found["dense_coded"] < 1 and found["pack"] < 1 / 16
+    elif chapter == "09_full_size":
+        assert all(found["same"].values()) and found["sparsity"] == pytest.approx(sparsity, abs=1e-4)
+        assert found["kept"] == 3 and found["scored"] == 5 * 7  # of eight blocks
+        for resident, onloaded, least in found["gigabytes"].values():
+            assert resident > onloaded > least
     else:
         assert chapter == "05_benchmarks"
         assert found["width"]["paired"] < found["width"]["apart"]

@@ -5,12 +5,15 @@ import statistics
 from pathlib import Path
 
 import nbformat
+import needs
 import pandas as pd
 import pytest
 import refresh_notebooks
 import update_search
 
+from tamp import estimate
 from tamp.evaluation import results
+from tamp.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -200,3 +203,37 @@ def test_what_chapter_8_says_of_records_holds():
             pruned, tuned = (cell[part]["accuracy"] for part in ("pruned", "tuned"))
             back = (tuned - pruned) / (dense - pruned)
             assert back > (0.85 if name == "mini-llava-next" else 0.5), (name, cell["seed"])
+
+
+def test_what_chapter_9_says_of_memory_and_minutes_holds():
+    """Of the configurations that the table of the page has."""
+    tokens, gb = [needs.TOKENS] * needs.N_SAMPLES, 1e9
+    sizes = {name: needs.sizes_of(config) for name, config in zip(("0.5B", "7B", "8B"), needs.MODELS)}
+    tamp = {name: estimate.need(each, Recipe.preset("tamp"), tokens) for name, each in sizes.items()}
+    path = ROOT / "notebooks" / "09_full_size.ipynb"
+    (figure,) = [cell for cell in cells(path) if cell.id == "memory-figure"]
+    lines = [
+        f"{name}: {need.resident / gb:.1f}, {need.onloaded / gb:.1f}, {need.least / gb:.1f} GB"
+        for name, need in tamp.items()
+    ]
+    assert figure.outputs[-1].text.splitlines() == lines
+    room = estimate.ROOM
+    assert tamp["7B"].resident + room < 24 * gb < tamp["8B"].resident and room == gb
+    for name in ("7B", "8B"):
+        assert tamp[name].resident > 20 * gb and tamp[name].least < 4 * gb
+        assert tamp[name].states < tamp[name].onloaded < min(16 * gb - room, 2 * tamp[name].states, 10 * gb)
+    methods = {name: Recipe.preset(name) for name in ("wanda", "tamp", "sparsegpt")}
+    large = sizes["8B"]
+    need = {name: estimate.need(large, recipe, tokens) for name, recipe in methods.items()}
+    assert max(each.transient for each in need.values()) < large.outside == pytest.approx(2.8 * gb, abs=0.05 * gb)
+    assert need["tamp"].resident == pytest.approx(25 * gb, abs=0.1 * gb)
+    assert need["tamp"].least == pytest.approx(3.6 * gb, abs=0.05 * gb)
+    each_sample = (need["tamp"].onloaded - need["tamp"].least) / needs.N_SAMPLES
+    assert each_sample == pytest.approx(49e6, abs=5e5)
+    for card in estimate.CARDS.values():
+        offload = estimate.choose(need["tamp"], card.memory).offload
+        took = {name: estimate.seconds(large, recipe, tokens, card, offload) for name, recipe in methods.items()}
+        assert 2 <= took["tamp"] / took["wanda"] < 5.2 and took["sparsegpt"] > 1.5 * took["tamp"]
+    host = results.recorded("host_memory")
+    assert host["beside_masks"] < 2 * host["block"] + host["states"]
+    assert results.recorded("rehearsal")["steps"]["prune"]["memory"] == pytest.approx(8.5 * gb, abs=0.05 * gb)

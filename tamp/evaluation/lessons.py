@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from tamp import conversations, experts, loading, models, selection
+from tamp import conversations, experts, loading, models, selection, streaming
 from tamp.evaluation import figures
 from tamp.plans import Plan
 from tamp.records import Question
@@ -50,6 +52,13 @@ def level(sparsity: float | str) -> dict[str, float | str]:
 def example(source: str) -> list[Question]:
     """Return the eight questions about the picture that runs through the chapters."""
     return conversations.questions(source, 8, seed=SEED)
+
+
+def fresh(folder: str) -> str:
+    """Return a folder for a chapter to prune to, after removing what an earlier run of the chapter left there."""
+    for old in (Path(folder), streaming.partial(folder)):
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 def answer(model, processor, question: Question) -> str:
@@ -177,6 +186,37 @@ def worth_figure(shares: Mapping[str, Sequence[float | None]]) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(shares)), shares)
     axes[0].invert_yaxis()
+    return figure
+
+
+def memory_figure(needs: Mapping[str, Mapping[str, Sequence[float]]], cards: Sequence[float]) -> Figure:
+    """Draw what a device has to hold: a panel per model, a bar per place of weights and states.
+
+    Args:
+        needs: by model and place: bytes of (weights, states, transient).
+        cards: memory of cards, bytes, dotted lines.
+    """
+    bars = max(map(len, needs.values()))
+    figure = Figure(figsize=(7.5, 0.9 + (0.4 + 0.27 * bars) * len(needs)), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(needs), 1, sharex=True, squeeze=False)[:, 0]
+    parts = dict(zip(("weights", "states", "transient"), figures.LINEARS[:5:2]))
+    for axis, (model, places) in zip(axes, needs.items()):
+        left = np.zeros(len(places))
+        for values, color in zip(zip(*places.values()), parts.values()):
+            axis.barh(range(len(places)), np.array(values) / 1e9, left=left, color=color)
+            left += np.array(values) / 1e9
+        for place, total in enumerate(left):
+            axis.annotate(f" {total:.1f}", (total, place), va="center", bbox={"fc": "white", "ec": "none", "pad": 0.5})
+        for card in cards:
+            axis.axvline(card / 1e9, color="black", ls="dotted", lw=1, zorder=0)
+        axis.set_title(model, loc="left", fontsize=10)
+        axis.set_yticks(range(len(places)), places)
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set(xlabel="GB on the GPU; dotted: memory of cards", xlim=(0, 1.03 * max(cards) / 1e9))
+    axes[-1].set_xticks([card / 1e9 for card in cards], [f"{card / 1e9:.0f}" for card in cards])
+    patches = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in parts.values()]
+    figure.legend(patches, parts, loc="outside upper center", ncols=len(parts), frameon=False)
     return figure
 
 

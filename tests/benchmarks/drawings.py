@@ -317,6 +317,46 @@ def coding() -> str:
     return svg.drawing(640, 346, *parts)
 
 
+def onload() -> str:
+    """One block at a time: all blocks in the host's memory, one on the GPU, the next one on its way, the states beside."""
+    parts = [
+        svg.rect(16, 38, 306, 222, rx=10, class_="tf-panel"),
+        svg.text(30, 28, "host memory", 17, font_weight=600),
+        svg.rect(404, 38, 220, 222, rx=10, class_="tf-panel"),
+        svg.text(418, 28, "GPU", 17, font_weight=600),
+        svg.text(30, 62, "weights of all blocks", 15, "tf-soft"),
+        svg.text(30, 204, "states of all samples", 15, "tf-soft"),
+    ]
+    for place in range(8):
+        x, y = 30 + 72 * (place % 4), 74 + 54 * (place // 4)
+        class_ = "tf-accent-line" if place in (3, 4) else "tf-line"
+        parts.append(svg.rect(x, y, 62, 44, rx=5, class_="tf-ground"))
+        parts.append(svg.rect(x, y, 62, 44, rx=5, class_=class_, stroke_width=2))
+        parts.append(svg.text(x + 31, y + 28, f"{place + 1}", 17, anchor="middle"))
+        if place < 3:  # zeros
+            parts += [svg.rect(x + 5 + 11 * i, y + 34, 8, 6, rx=1, class_="tf-line") for i in range(5)]
+    for row in range(2):
+        parts.append(strip(30, 216 + 16 * row, {"tf-text": 3, "tf-visual": 13, "tf-text tf-more": 4}, 13))
+    parts += [
+        svg.path("M312 96h106", "tf-accent-line", stroke_width=1.6),
+        svg.path("M412 90l8 6l-8 6", "tf-accent-line", stroke_width=1.6),
+        svg.rect(424, 74, 180, 44, rx=5, class_="tf-ground"),
+        svg.rect(424, 74, 180, 44, rx=5, class_="tf-accent-line", stroke_width=2.5),
+        svg.text(514, 102, "block 4, computed", 16, anchor="middle"),
+        svg.path("M92 172v10h320v-32h6", "tf-accent-line", stroke_width=1.6, stroke_dasharray="5 4"),
+        svg.path("M412 144l8 6l-8 6", "tf-accent-line", stroke_width=1.6),
+        svg.rect(424, 128, 180, 44, rx=5, class_="tf-accent-line", stroke_width=1.6, stroke_dasharray="5 4"),
+        svg.text(514, 156, "block 5, on its way", 16, anchor="middle"),
+        svg.text(424, 204, "states of one sample", 15, "tf-soft"),
+        strip(424, 224, {"tf-text": 2, "tf-visual": 9, "tf-text tf-more": 3}, 13),
+        svg.arrow(330, 222, 396, 222),
+        svg.arrow(396, 238, 330, 238),
+    ]
+    parts.append(svg.text(16, 296, "Blocks 1 to 3 are pruned and on disk, so a stopped run can go on.", 17))
+    parts.append(svg.text(16, 322, "If the GPU has room, the states of all samples wait there.", 17))
+    return svg.drawing(640, 340, *parts)
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
     "draw-architecture": architecture,
     "draw-row": row,
@@ -325,6 +365,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "draw-update": update,
     "draw-experts": experts,
     "draw-coding": coding,
+    "draw-onload": onload,
 }
 """Name to what draws it."""
 
