@@ -87,7 +87,8 @@ def prune(
             captured: list[walk.Captured] = []
             if needed:
                 with watch("capture"):
-                    captured = walk.capture(model, ranks.share(samples), progress, place)
+                    shares = ranks.share(samples), progress, place, ranks.share(range(len(samples)))
+                    captured = walk.capture(model, *shares)
                     if ranks.size() > 1:
                         unused = frozenset().union(*ranks.told(frozenset().union(*(each.unused for each in captured))))
                         captured = [replace(each, unused=unused) for each in captured]
