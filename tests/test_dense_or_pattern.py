@@ -3,10 +3,10 @@
 import dataclasses
 
 import families
+import pretend
 import pytest
 import tiny
 import torch
-from elsewhere import device
 from test_compare import SETTINGS
 
 import tamp
@@ -111,7 +111,7 @@ def test_a_width_that_is_not_whole_groups_is_refused_before_anything_changes():
 @pytest.mark.parametrize("preset", ["tamp", "sparsegpt"])
 def test_weights_that_move_about_end_the_same(preset):
     _, right, report = pruned("llama", recipe(preset))
-    with device():
+    with pretend.device():
         _, after, again = pruned("llama", recipe(preset), device="cuda", states="host")
     assert again.plan == report.plan
     for name, weight in right.items():

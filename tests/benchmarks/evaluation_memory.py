@@ -1,6 +1,6 @@
 """Peak memory of evaluating on files of pictures, by the number of questions.
 
-    python tests/benchmarks/evaluation_memory.py [--questions 50 200]
+    python tests/benchmarks/evaluation_memory.py [--questions 50 200 5000]
 
 Questions about JPEG files of 1024 x 768 pixels, one file each: some files under many names, by links. The smallest shipped
 model answers. What the processor gave is kept up to ``HELD`` bytes, and again what the towers made of it. Here ``HELD`` is
@@ -72,42 +72,37 @@ def measure(count: int, files: int) -> dict:
 def main(arguments: list[str] | None = None) -> dict:
     """Measure, record and return."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, nargs=2, default=[50, 200])
+    parser.add_argument("--questions", type=int, nargs="+", default=[50, 200, 5000])
     parser.add_argument("--files", type=int, default=100)
-    parser.add_argument("--many", type=int, default=5000, help="questions to extrapolate to")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
-    few, more = rows = [measure(count, options.files) for count in options.questions]
-    slope = (more["scored"] - few["scored"]) / (more["questions"] - few["questions"])
+    rows = [measure(count, options.files) for count in options.questions]
+    few, many = rows[0], rows[-1]
     result = {
         "size": SIZE,
         "held": {"here": HELD, "usually": questions.HELD},
         "rows": rows,
-        "per_question": round(slope),
+        "per_question": round((many["scored"] - few["scored"]) / (many["questions"] - few["questions"])),
         "picture": 3 * SIZE[0] * SIZE[1],
-        "many": options.many,
-        "extrapolated": round(more["scored"] + slope * (options.many - more["questions"])),
     }
     recording.write("evaluation_memory", result, options.out)
     return result
 
 
 def table(recorded: dict) -> str:
-    """Write the growth by the number of questions, measured and extrapolated."""
+    """Write the growth by the number of questions."""
     lines = ["| questions | peak growth, preparing | scoring too |", "|---|---|---|"]
     lines += [
         f"| {row['questions']:,} | {row['prepared'] / 1e6:,.0f} MB | {row['scored'] / 1e6:,.0f} MB |"
         for row in recorded["rows"]
     ]
-    lines.append(f"| {recorded['many']:,}, extrapolated | – | {recorded['extrapolated'] / 1e6:,.0f} MB |")
-    width, height = recorded["size"]
-    held = recorded["held"]
+    (width, height), held, many = recorded["size"], recorded["held"], recorded["rows"][-1]
     note = (
         f"JPEG files of {width} x {height} pixels, one per question, answered by `mini-llava-next`. One more question takes "
         f"{recorded['per_question'] / 1e3:,.0f} kB; a decoded picture would take {recorded['picture'] / 1e3:,.0f} kB. "
         "What the processor and the towers made of pictures is kept on top, up to "
-        f"{held['usually'] / 2**30:g} GiB each. Here that limit was {held['here'] / 2**20:g} MiB. So {recorded['many']:,} "
-        f"questions need about {(recorded['extrapolated'] + 2 * held['usually']) / 2**30:.1f} GiB beside the model."
+        f"{held['usually'] / 2**30:g} GiB each. Here that limit was {held['here'] / 2**20:g} MiB. So {many['questions']:,} "
+        f"questions need about {(many['scored'] + 2 * held['usually']) / 2**30:.1f} GiB beside the model."
     )
     return "\n".join([*lines, "", note])
 

@@ -1,10 +1,11 @@
 """Which file formats keep the zeros of a pruned model exactly? Quantized by the formats' own packages, and read back.
 
-    pip install gguf onnx onnxruntime openvino nncf
-    python tests/benchmarks/export_zeros.py [--sparsity 0.5] [--formats gguf onnx openvino]
+    pip install gguf ggml-python onnx onnxruntime openvino nncf
+    python tests/benchmarks/export_zeros.py [--sparsity 0.5] [--formats gguf ggml onnx openvino]
 
-The matrices are those of ``mini-llava-next``, pruned. A format keeps a zero if the number that is read back is exactly zero.
-What is recorded of formats that are not asked for stays.
+The package ggml-python is built from source, which takes cmake and a compiler. The matrices are those of
+``mini-llava-next``, pruned. A format keeps a zero if the number that is read back is exactly zero. What is recorded of
+formats that are not asked for stays.
 """
 
 import argparse
@@ -21,13 +22,19 @@ import torch
 import tamp
 from tamp import models
 
-SHOWN = {"gguf": "GGUF", "onnx": "ONNX", "openvino": "OpenVINO"}
+SHOWN = {"gguf": "GGUF", "ggml": "GGUF, by ggml", "onnx": "ONNX", "openvino": "OpenVINO"}
 NAMES = {shown: name for name, shown in SHOWN.items()}
 GGUF = ("F16", "BF16", "Q8_0", "Q5_0", "Q4_0", "Q5_1", "Q4_1")
+GGML = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+"""Types that the package gguf reads and does not write."""
+
 ONNX = {"float32": None, "int8": "QInt8", "uint8": "QUInt8"}
 OPENVINO = ("f32", "f16", "int8_sym", "int8_asym", "int4_sym", "int4_asym")
 WIDTH = 32
 """Weights of a row that a block of GGUF holds; a matrix whose width it does not divide is left out."""
+
+SUPER = 256
+"""Weights of a row that a block of the types of `GGML` holds."""
 
 
 def gguf_back(weight: np.ndarray, name: str) -> np.ndarray:
@@ -36,6 +43,22 @@ def gguf_back(weight: np.ndarray, name: str) -> np.ndarray:
 
     kind = gguf.GGMLQuantizationType[name]
     return gguf.quants.dequantize(gguf.quants.quantize(weight, kind), kind)
+
+
+def ggml_back(weight: np.ndarray, name: str) -> np.ndarray:
+    """Quantize a matrix by ggml itself, the library behind llama.cpp, and read it back by gguf."""
+    import ctypes
+
+    import ggml
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[name]
+    weight = np.ascontiguousarray(weight)
+    packed = np.empty(gguf.quant_shape_to_byte_shape(weight.shape, kind), dtype=np.uint8)
+    numbers = weight.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    written = ggml.ggml_quantize_chunk(kind, numbers, ctypes.c_void_p(packed.ctypes.data), 0, *weight.shape, None)
+    assert written == packed.nbytes
+    return gguf.quants.dequantize(packed, kind)
 
 
 def onnx_back(weight: np.ndarray, name: str) -> np.ndarray:
@@ -103,7 +126,7 @@ def main(arguments: list[str] | None = None) -> dict:
     """Measure, and return what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--formats", nargs="+", default=["gguf", "onnx", "openvino"])
+    parser.add_argument("--formats", nargs="+", default=list(SHOWN))
     parser.add_argument("--types", nargs="+", help="types of these formats (default: all)")
     parser.add_argument("--out", default=recording.RESULTS, type=recording.Path)
     options = parser.parse_args(arguments)
@@ -114,6 +137,7 @@ def main(arguments: list[str] | None = None) -> dict:
     weights = [weight.to(torch.float32).numpy() for weight in weights if weight.shape[1] % WIDTH == 0]
     ways = {
         "gguf": (GGUF, lambda weights, name: [gguf_back(weight, name) for weight in weights]),
+        "ggml": (GGML, lambda weights, name: [ggml_back(weight, name) for weight in weights]),
         "onnx": (tuple(ONNX), lambda weights, name: [onnx_back(weight, name) for weight in weights]),
         "openvino": (OPENVINO, openvino_back),
     }
@@ -123,14 +147,20 @@ def main(arguments: list[str] | None = None) -> dict:
     for kind in options.formats:
         for name in [name for name in ways[kind][0] if name in (options.types or ways[kind][0])]:
             kept = zeros = 0
-            for weight, back in zip(weights, ways[kind][1](weights, name), strict=True):
+            fitting = [weight for weight in weights if kind != "ggml" or weight.shape[1] % SUPER == 0]
+            for weight, back in zip(fitting, ways[kind][1](fitting, name), strict=True):
                 kept += int((back[weight == 0] == 0).sum())
                 zeros += int((weight == 0).sum())
             rows.append(
                 {"file": SHOWN[kind], "type": name, "zeros": zeros, "kept": kept, "share": round(kept / zeros, 4)}
             )
     rows.sort(key=lambda row: list(ways).index(NAMES[row["file"]]))  # stable
-    packages = {"gguf": ["gguf"], "onnx": ["onnx", "onnxruntime"], "openvino": ["openvino", "nncf"]}
+    packages = {
+        "gguf": ["gguf"],
+        "ggml": ["gguf", "ggml-python"],
+        "onnx": ["onnx", "onnxruntime"],
+        "openvino": ["openvino", "nncf"],
+    }
     result = {
         "model": "mini-llava-next",
         "sparsity": options.sparsity,
@@ -147,6 +177,9 @@ def table(recorded: dict) -> str:
     lines += [f"| {row['file']} | {row['type']} | {row['share']:.1%} |" for row in recorded["rows"]]
     made = ", ".join(f"{name} {number}" for name, number in recorded["packages"].items())
     note = f"The {recorded['rows'][0]['zeros']:,} zeros of `{recorded['model']}` at {recorded['sparsity']:.0%}; {made}."
+    wide = next((row["zeros"] for row in recorded["rows"] if row["type"] in GGML), None)
+    if wide:
+        note += f" The types by ggml hold {SUPER} weights of a row together: the {wide:,} zeros of matrices that fit."
     return "\n".join([*lines, "", note])
 
 
