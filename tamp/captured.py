@@ -169,11 +169,7 @@ def _apart(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
 
 @torch.no_grad()
 def capture(
-    model: nn.Module,
-    samples: Sequence[dict],
-    progress: bool = True,
-    place: onloading.Place | None = None,
-    numbers: Sequence[int] | None = None,
+    model: nn.Module, samples: Sequence[dict], progress: bool = True, place: onloading.Place | None = None, numbers=None
 ) -> list[Captured]:
     """Run every sample up to the first decoder block and keep what enters it, and how all blocks are called.
 
@@ -319,16 +315,14 @@ def finite(position: int, number: int, seen: Iterable[tuple], hidden: Tensor, wh
     Raises:
         UserError: naming block, matrix, sample and type.
     """
-    named, known = {}, set()
+    named = {}
     for name, (inputs, outputs) in seen:
-        if inputs.data_ptr() not in known:
-            known.add(inputs.data_ptr())
-            named[f"the input of {name}"] = inputs
-        named[f"the output of {name}"] = outputs
-    named[what] = hidden
-    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in named.values()])
+        named.setdefault(inputs.data_ptr(), (f"the input of {name}", inputs))
+        named[name] = f"the output of {name}", outputs
+    named[None] = what, hidden
+    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32) for _, tensor in named.values()])
     if not norms.sum().isfinite():  # one look on the host; statistics are squares, so what overflows here is of no use
-        what, tensor = next(pair for pair, norm in zip(named.items(), norms) if not norm.isfinite())
+        what, tensor = next(pair for pair, norm in zip(named.values(), norms) if not norm.isfinite())
         kind, half = str(tensor.dtype).removeprefix("torch."), tensor.dtype == torch.float16
         large = f"values up to {tensor.abs().max():.0e}, whose squares overflow" if tensor.isfinite().all() else ""
         raise UserError(
