@@ -100,9 +100,8 @@ class Covariance(Hessian):
 
     def _part(self, inputs: Tensor, mass: Tensor | None) -> None:
         inputs = inputs.float()
-        weighted = inputs if mass is None else inputs * mass[:, None]
         super()._part(inputs, mass)
-        self.total[-1] += weighted.sum(0)
+        self.total[-1] += (inputs if mass is None else inputs * mass[:, None]).sum(0)
 
     def value(self) -> Tensor:
         """Return the covariance, (width, width) float32; an input that hardly varies about a large mean has none."""

@@ -42,6 +42,7 @@ class Captured:
         besides: what every block returned besides the hidden states, kept only if some block is in ``changed``.
         unused: names inside the model of matrices that are there and never called.
         states: where hidden states and arguments wait between blocks; None if where they are computed, as ``modality`` is.
+        number: of the sample among all, those of other processes included.
     """
 
     hidden: Tensor
@@ -55,6 +56,7 @@ class Captured:
     besides: dict[int, tuple] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
     states: torch.device | None = None
+    number: int = 0
 
     def wait(self, states: torch.device | None) -> None:
         """Let hidden states and arguments wait on a device from now on."""
@@ -167,7 +169,7 @@ def _apart(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
 
 @torch.no_grad()
 def capture(
-    model: nn.Module, samples: Sequence[dict], progress: bool = True, place: onloading.Place | None = None
+    model: nn.Module, samples: Sequence[dict], progress: bool = True, place: onloading.Place | None = None, numbers=None
 ) -> list[Captured]:
     """Run every sample up to the first decoder block and keep what enters it, and how all blocks are called.
 
@@ -181,6 +183,7 @@ def capture(
         samples: processor outputs, each a batch of one or more rows, padded or not.
         progress: show a bar.
         place: where blocks are computed, and where samples wait.
+        numbers: of the samples, for errors; None for 0, 1, ...
 
     Returns:
         One :class:`Captured` per sample, on the model's device unless they wait elsewhere.
@@ -193,7 +196,8 @@ def capture(
     limit = getattr(models.text_config(model), "max_position_embeddings", None) or math.inf
     captured = []
     with place.whole():
-        for number, sample in enumerate(tqdm(samples, desc="capture", disable=not progress, leave=False)):
+        numbers = range(len(samples)) if numbers is None else numbers
+        for number, sample in zip(numbers, tqdm(samples, desc="capture", disable=not progress, leave=False)):
             batch = models.to_model(model, sample, number)
             if batch["input_ids"].shape[1] > limit:
                 raise UserError(
@@ -212,6 +216,7 @@ def capture(
                 )
             finite(0, number, (), entered.hidden, "its input")
             entered.modality, entered.source, entered.padded = modality, sample, bool((modality < 0).any())
+            entered.number = number
             entered.wait(place.states)
             captured.append(entered)
         unused = _walk_each_kind(model, captured, place)
@@ -281,8 +286,7 @@ def _walk_each_kind(model: nn.Module, captured: Sequence[Captured], place: onloa
         UserError: see :func:`finite` and :func:`check_end`.
     """
     kinds = {id(sample) for sample in one_of_each_kind(model, captured)}
-    chosen = {n: each for n, each in enumerate(captured) if id(each) in kinds or each.hidden.dtype == torch.float16}
-    walked = copies(chosen.values())
+    walked = copies(each for each in captured if id(each) in kinds or each.hidden.dtype == torch.float16)
     unused = set()
     for position, (name, block) in enumerate(place.blocks.items()):
         linears = {each: matrix.module for each, matrix in models.linears(block).items() if matrix.expert is None}
@@ -294,9 +298,9 @@ def _walk_each_kind(model: nn.Module, captured: Sequence[Captured], place: onloa
 
         watch = passes.hooks(*(module.register_forward_hook(note(each)) for each, module in linears.items()))
         with place.block(position), watch:
-            for number, sample in zip(chosen, walked):
+            for sample in walked:
                 sample.go_on(model, block, position)
-                finite(position, number, seen.items(), sample.hidden)
+                finite(position, sample.number, seen.items(), sample.hidden)
                 called |= seen.keys()
                 seen.clear()
         # one of a list of modules may be an expert that other samples reach
@@ -311,16 +315,14 @@ def finite(position: int, number: int, seen: Iterable[tuple], hidden: Tensor, wh
     Raises:
         UserError: naming block, matrix, sample and type.
     """
-    named, known = {}, set()
+    named = {}
     for name, (inputs, outputs) in seen:
-        if inputs.data_ptr() not in known:
-            known.add(inputs.data_ptr())
-            named[f"the input of {name}"] = inputs
-        named[f"the output of {name}"] = outputs
-    named[what] = hidden
-    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in named.values()])
+        named.setdefault(inputs.data_ptr(), (f"the input of {name}", inputs))
+        named[name] = f"the output of {name}", outputs
+    named[None] = what, hidden
+    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32) for _, tensor in named.values()])
     if not norms.sum().isfinite():  # one look on the host; statistics are squares, so what overflows here is of no use
-        what, tensor = next(pair for pair, norm in zip(named.items(), norms) if not norm.isfinite())
+        what, tensor = next(pair for pair, norm in zip(named.values(), norms) if not norm.isfinite())
         kind, half = str(tensor.dtype).removeprefix("torch."), tensor.dtype == torch.float16
         large = f"values up to {tensor.abs().max():.0e}, whose squares overflow" if tensor.isfinite().all() else ""
         raise UserError(

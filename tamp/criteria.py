@@ -144,12 +144,10 @@ def sparsegpt(
 
 
 def _take_columns(part: Tensor, spread: Tensor, mask: Tensor, gone: Tensor, pattern: tuple[int, int] | None) -> Tensor:
-    """Drop what the mask says, column by column, and let the columns to the right absorb it, all in place.
+    """Drop what the mask says, column by column, and let the columns to the right absorb it; return their errors.
 
-    With a pattern, (n, m), the mask is chosen here, beside what was zero before, ``gone``, (out, block) bool as the mask is.
-
-    Returns:
-        The error of each column, (out, block), on the scale of the factor, ``spread``, (block, block).
+    Everything is (out, block), but the factor ``spread``, (block, block), on whose scale the errors are. With a pattern,
+    (n, m), the mask is chosen here, beside what was zero before.
     """
     scale = spread.diagonal()
     errors = torch.zeros_like(part)

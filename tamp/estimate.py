@@ -69,7 +69,7 @@ class Sizes:
         outside: bytes of everything but the blocks.
         width: of the hidden states.
         head: width of an attention head.
-        itemsize: bytes of a number in them.
+        dtype: of the hidden states.
         left_out: what stays dense, ``{name: (weights, reason)}``.
     """
 
@@ -81,7 +81,7 @@ class Sizes:
     outside: int
     width: int
     head: int
-    itemsize: int
+    dtype: torch.dtype
     left_out: Mapping[str, tuple[int, str]]
 
     @classmethod
@@ -105,7 +105,7 @@ class Sizes:
             width=config.hidden_size,
             head=getattr(config, "head_dim", None)
             or config.hidden_size // (getattr(config, "num_attention_heads", 0) or 1),
-            itemsize=model.dtype.itemsize,
+            dtype=model.dtype,
             left_out=models.left_out(model),
         )
 
@@ -153,9 +153,11 @@ def need(sizes: Sizes, recipe: Recipe, lengths: Sequence[int]) -> Need:
     """
     samples = recipe.needs_samples
     longest = max(lengths, default=0) if samples else 0
-    states = 2 * sum(lengths) * sizes.width * sizes.itemsize if samples else 0
+    states = 2 * sum(lengths) * sizes.width * sizes.dtype.itemsize if samples else 0
     transient = max(_transient(sizes, recipe, block, longest) for block in sizes.shapes)
-    rotary = 2 * sum(lengths) * sizes.head * sizes.itemsize if samples else 0  # what blocks are called with besides
+    rotary = (
+        2 * sum(lengths) * sizes.head * sizes.dtype.itemsize if samples else 0
+    )  # what blocks are called with besides
     states += rotary
     at_work = 2 * sizes.block + transient
     capture = sizes.outside + 2 * sizes.block
@@ -177,7 +179,9 @@ def _transient(sizes: Sizes, recipe: Recipe, block: Sequence[tuple[int, int]], t
     """
     _, rule, criterion, update = recipe.rules
     widest = max(width for _, width in block)
-    seen = tokens * sizes.itemsize * sum(2 * out + width for out, width in block)  # outputs twice: what becomes of them
+    seen = (
+        tokens * sizes.dtype.itemsize * sum(2 * out + width for out, width in block)
+    )  # outputs twice: what becomes of them
     rows = [row.statistic for row in (criterion, update) if row.statistic is not None]
     sums = [sum(_statistic_bytes(statistic, width) for statistic in rows) for _, width in block]
     if rows:
@@ -191,7 +195,7 @@ def _transient(sizes: Sizes, recipe: Recipe, block: Sequence[tuple[int, int]], t
         return sum(sums[place:]) + (made + sums[place] if admm else max(made, sums[place]))
 
     most = max(pruned(place, *shape) for place, shape in enumerate(block))
-    return max(seen + sum(sums), most) + 4 * tokens * sizes.width * sizes.itemsize
+    return max(seen + sum(sums), most) + 4 * tokens * sizes.width * sizes.dtype.itemsize
 
 
 def _statistic_bytes(statistic, width: int) -> int:
@@ -203,8 +207,10 @@ def _statistic_bytes(statistic, width: int) -> int:
 def seconds(sizes: Sizes, recipe: Recipe, lengths: Sequence[int], card: Card, onloaded: bool) -> float:
     """Compute how long pruning takes on a card, from operations and bytes alone.
 
-    Two passes of all samples through the blocks, dense and pruned, one of a part of them for the allocation, and what the
-    methods compute: products of a matrix's outputs with each other for AMIA, of its inputs for a Hessian.
+    Two passes of all samples through the blocks, dense and pruned, in float16 one more before them, one of a part of them
+    for the allocation, and what the methods compute: products of a matrix's outputs with each other for AMIA, of its inputs
+    for a Hessian, in the model's own type as a GPU takes it, and factors in single precision. Matrices that share a Hessian
+    are counted as if each had its own.
 
     Args:
         sizes: of the model.
@@ -218,19 +224,22 @@ def seconds(sizes: Sizes, recipe: Recipe, lengths: Sequence[int], card: Card, on
     share = min(1.0, (recipe.allocation_samples or len(lengths)) / max(1, len(lengths)))
     collects = 2 if recipe.collects else 0
     passes = collects + (share if recipe.allocation_needs_samples else 0)
-    half = passes * (2 * sizes.pruned * tokens + 4 * squares * sizes.width * len(sizes.shapes))
+    passes += recipe.needs_samples and sizes.dtype == torch.float16  # to find what overflows
+    own = passes * (2 * sizes.pruned * tokens + 4 * squares * sizes.width * len(sizes.shapes))
     if allocation.looks_at == "loss":  # two losses per block and sample, over half of the blocks each
-        half *= 1 + len(sizes.shapes) * share
-    single, moved = 0.0, passes * len(lengths) * sizes.pruned * sizes.itemsize
+        own *= 1 + len(sizes.shapes) * share
+    single, moved = 0.0, passes * len(lengths) * sizes.pruned * sizes.dtype.itemsize
     for block in sizes.shapes:
         if rule.together:
-            single += sum(2 * squares * out for out, _ in block)
+            own += sum(2 * squares * out for out, _ in block)
             moved += 5 * 4 * squares * len(block)
         if any(_statistic_bytes(row.statistic, 8) >= 4 * 8**2 for row in (criterion, update) if row.statistic):
-            single += sum(2 * tokens * width**2 + 2 * width**3 + 2 * out * width**2 for out, width in block)
+            own += sum(2 * tokens * width**2 for _, width in block)
+            single += sum(2 * width**3 + 2 * out * width**2 for out, width in block)
         moved += PER_WEIGHT * sum(out * width for out, width in block)
+    rate = card.half if sizes.dtype.itemsize == 2 else card.single
     bus = (collects + 4) * (sizes.weights - sizes.outside) / card.bus if onloaded else 0.0
-    return (half / card.half + single / card.single + moved / card.bandwidth + bus) / ATTAINED
+    return (own / rate + single / card.single + moved / card.bandwidth + bus) / ATTAINED
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def repeated_keys() -> Iterator[None]:
-    """Let transformers repeat keys and values for the heads that share them on a GPU before Ampere.
-
-    None of its fused kernels shares them there: attention would be computed step by step, at twice the time of a block.
-    """
+    """Let transformers repeat keys and values for heads that share them on a GPU before Ampere: no fused kernel does."""
     from transformers.integrations import sdpa_attention
 
     original = getattr(sdpa_attention, "use_gqa_in_sdpa", lambda *_, **named: False)  # some versions decide elsewhere

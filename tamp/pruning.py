@@ -87,7 +87,8 @@ def prune(
             captured: list[walk.Captured] = []
             if needed:
                 with watch("capture"):
-                    captured = walk.capture(model, ranks.share(samples), progress, place)
+                    numbers = ranks.share(range(len(samples)))
+                    captured = walk.capture(model, ranks.share(samples), progress, place, numbers)
                     if ranks.size() > 1:
                         unused = frozenset().union(*ranks.told(frozenset().union(*(each.unused for each in captured))))
                         captured = [replace(each, unused=unused) for each in captured]
@@ -130,9 +131,8 @@ def prune(
                     pruned = step.position + 1
                     with watch("prune"):
                         for name, linear in step.linears.items():  # what it takes is freed when no other needs it
-                            drop, hessian = drops[f"{step.name}.{name}"], collected.hessians.pop(name, None)
-                            prune_linear(linear, collected.statistics.pop(name, None), drop, recipe, hessian)
-                            del hessian
+                            kept = (each.pop(name, None) for each in (collected.statistics, collected.hessians))
+                            prune_linear(linear, next(kept), drops[f"{step.name}.{name}"], recipe, *kept)
                     with watch("replay"):
                         error = step.replay()
                     notes.append(collected.note(step) | {"error": error})

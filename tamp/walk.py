@@ -128,7 +128,12 @@ class Step:
                 if watched:
                     watched.last = last_valid(sample.modality)
                 after = sample.run(self.block, self.position, entering)
-            finite(self.position, number, ((name, (each.inputs, each.outputs)) for name, each in tokens.items()), after)
+            finite(
+                self.position,
+                sample.number,
+                ((name, (each.inputs, each.outputs)) for name, each in tokens.items()),
+                after,
+            )
             attention = (
                 watched.value if watched and watched.value is not None and watched.value.shape == shape else None
             )
@@ -183,8 +188,8 @@ class Step:
             sample.hidden = hidden_of(sample.last)
         wrong, added = ranks.summed(sums).tolist()
         if not math.isfinite(wrong):
-            for number, sample in enumerate(self.samples):
-                finite(self.position, number, (), sample.hidden, "its output, once it was changed,")
+            for sample in self.samples:
+                finite(self.position, sample.number, (), sample.hidden, "its output, once it was changed,")
         return (wrong / added) ** 0.5 if added else 0.0
 
     @torch.no_grad()

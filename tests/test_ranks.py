@@ -139,6 +139,16 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(victim, tmp
     assert one == two and not (tmp_path / "out.partial").exists()
 
 
+def test_an_error_names_the_sample_by_its_number_among_all(monkeypatch):
+    """In the second of two processes, the fourth sample is the second one."""
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(ranks.dist, "get_rank", lambda: 1)
+    model, samples = tiny.build("llava_next")
+    odd = {**samples[0], "pixel_values": samples[0]["pixel_values"] * float("nan")}
+    with pytest.raises(UserError, match="Block 0, sample 3: its input holds NaN"):
+        tamp.prune(model, [*samples, odd], Recipe(sparsity=0.5), progress=False)
+
+
 def test_alone_nothing_is_shared():
     assert ranks.size() == 1 and ranks.rank() == 0 and ranks.share([1, 2]) == [1, 2] and ranks.told("x") == ["x"]
     assert ranks.join("auto") == "auto"

@@ -38,10 +38,10 @@ MODELS = {
 
 
 def sizes_of(name: str) -> estimate.Sizes:
-    """Return the sizes of a model in half precision."""
+    """Return the sizes of a model in float16."""
     config = MODELS[name]
     with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float16)
     return estimate.Sizes.of(model)
 
 
@@ -67,6 +67,6 @@ def table() -> str:
             rows.append(f"| `{name}` | {method} | {' | '.join(cells)} |")
     sources = ", ".join(f"[{name}]({card.source})" for name, card in estimate.CARDS.items())
     return "\n".join(rows) + (
-        f"\n\nComputed, not measured, for {N_SAMPLES} samples of {TOKENS:,} tokens in half precision. GB, then minutes; * "
+        f"\n\nComputed, not measured, for {N_SAMPLES} samples of {TOKENS:,} tokens in float16. GB, then minutes; * "
         f"is with weights on the host. Minutes count on {estimate.ATTAINED:.0%} of what the data sheets say: {sources}."
     )
