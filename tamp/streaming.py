@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ import tamp
 from tamp import compact, estimate, files, models, onloading, pruning, ranks
 from tamp.errors import UserError
 from tamp.plans import Plan
-from tamp.recipe import Recipe
+from tamp.recipe import METHODS, Recipe
 from tamp.report import Report, versions
 
 PROGRESS = "progress.json"
@@ -316,12 +317,24 @@ def fingerprint(
         "attention implementation": getattr(model.config, "_attn_implementation", None),
         "set of samples": None if samples is None else [len(samples), _digest(dict(enumerate(map(_digest, samples))))],
         **{f"{name} in the recipe": value for name, value in recipe.summary().items()},
+        **{f"code of the {name} in the recipe": _code(getattr(recipe, name)) for name in METHODS},
         "plan": None if plan is None else _digest(dataclasses.asdict(plan)),
         "tamp": tamp.__version__,
         "torch": found["torch"],
         "transformers": found["transformers"],
         "type of device": place.type,
     }
+
+
+def _code(function: Any) -> str | None:
+    """Condense what a function does, but for what it reads from outside; None for anything else."""
+    code = getattr(function, "__code__", function)
+    if not isinstance(code, CodeType):
+        return None
+    parts = [
+        _code(each) or repr(sorted(each, key=repr) if isinstance(each, frozenset) else each) for each in code.co_consts
+    ]
+    return hashlib.sha256(repr((code.co_code, code.co_names, parts)).encode()).hexdigest()
 
 
 def _digest(named: Mapping[Any, Any]) -> str:

@@ -130,6 +130,21 @@ def test_another_run_is_not_continued(tmp_path, monkeypatch, right, what, said):
     assert sorted(path.name for path in (tmp_path / "out.partial").iterdir()) == before
 
 
+def test_a_function_that_was_rewritten_is_another_one(tmp_path):
+    def recipe(constant: str) -> Recipe:
+        known = {}
+        exec(f"def mine(weight, square):\n    return max(map(lambda w: {constant} * w, [weight.abs()]))", known)
+        return Recipe(allocation="uniform", tokens="all", criterion=known["mine"])
+
+    model, samples = tiny.build("llama")
+    stop_at(model, 2, Stop())
+    with pytest.raises(Stop):
+        tamp.prune(model, samples, recipe("2"), progress=False, out=tmp_path / "out")
+    with pytest.raises(UserError, match="another code of the criterion in the recipe"):
+        tamp.prune(*tiny.build("llama"), recipe("3"), progress=False, out=tmp_path / "out", resume=True)
+    tamp.prune(*tiny.build("llama"), recipe("2"), progress=False, out=tmp_path / "out", resume=True)
+
+
 def test_a_stopped_run_is_not_lost_by_forgetting_to_resume(tmp_path, right):
     out = tmp_path / "out"
     model, samples, _ = stopped(out)
