@@ -60,7 +60,7 @@ def write(folder: Path) -> None:
 
 
 def run(*words: object) -> dict:
-    """Run a command of tamp, and return its seconds, its highest resident memory in bytes and its last line."""
+    """Run a command of tamp, and return its seconds and its highest resident memory in bytes."""
     command = [sys.executable, "-m", "tamp", *map(str, words)]
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:
@@ -70,8 +70,8 @@ def run(*words: object) -> dict:
         lines = said.read().strip().splitlines()
     if status:
         raise RuntimeError("\n".join([" ".join(command), *lines[-20:]]))
-    made = {"seconds": round(time.perf_counter() - begin, 1), "memory": 1024 * used.ru_maxrss, "said": lines[-1]}
-    print(words[0], made, flush=True)
+    made = {"seconds": round(time.perf_counter() - begin, 1), "memory": 1024 * used.ru_maxrss}
+    print(words[0], made, *lines[-1:], flush=True)
     return made
 
 
