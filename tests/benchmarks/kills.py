@@ -24,7 +24,7 @@ from pathlib import Path
 
 import recording
 import torch
-import tqdm
+import tqdm.auto
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -74,6 +74,8 @@ def child(run: Callable[[Path], object], folder: Path, moment: float | None = No
     if not pid:
         status = 1
         try:
+            for kind in (tqdm.tqdm, tqdm.auto.tqdm):  # their locks are shared among forks, and a killed one may hold them
+                kind.set_lock(threading.RLock())
             run(folder)
             status = 0
         except UserError:
@@ -229,7 +231,6 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, default=recording.RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # threads do not survive a fork
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared among forks, and a killed one may hold it
     prepare = compare.scoring.prepare
     cached = os.environ.get("TAMP_CACHE")
     rows = {}
