@@ -74,7 +74,10 @@ def child(run: Callable[[Path], object], folder: Path, moment: float | None = No
     if not pid:
         status = 1
         try:
-            for kind in (tqdm.tqdm, tqdm.auto.tqdm):  # their locks are shared among forks, and a killed one may hold them
+            for kind in (
+                tqdm.tqdm,
+                tqdm.auto.tqdm,
+            ):  # their locks are shared among forks, and a killed one may hold them
                 kind.set_lock(threading.RLock())
             run(folder)
             status = 0

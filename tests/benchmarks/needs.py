@@ -1,5 +1,7 @@
 """What pruning larger models would take, computed from their configurations: a table for a page. Nothing is measured."""
 
+from dataclasses import replace
+
 import torch
 import transformers
 
@@ -69,4 +71,29 @@ def table() -> str:
     return "\n".join(rows) + (
         f"\n\nComputed, not measured, for {N_SAMPLES} samples of {TOKENS:,} tokens in float16. GB, then minutes; * "
         f"is with weights on the host. Minutes count on {estimate.ATTAINED:.0%} of what the data sheets say: {sources}."
+    )
+
+
+def card_table(name: str = "llava-hf/llama3-llava-next-8b-hf") -> str:
+    """Make a table of what TAMP takes on one model, a line per card or pair of cards."""
+    cards = estimate.CARDS
+    smaller = replace(cards["A100"], memory=40e9, bandwidth=1555e9)  # as its data sheet says
+    rigs = [("T4, 16 GB", cards["T4"], 1), ("L4, 24 GB", cards["L4"], 1), ("2 x L4, 24 GB", cards["L4"], 2)]
+    rigs += [("A100, 40 GB", smaller, 1), ("A100, 80 GB", cards["A100"], 1)]
+    sizes, recipe = sizes_of(name), Recipe.preset("tamp")
+    rows = ["| GPU | weights wait | states wait | GB on a GPU | GB of the host | minutes |", "|---" * 6 + "|"]
+    for rig, card, count in rigs:
+        lengths = [TOKENS] * (N_SAMPLES // count)
+        need = estimate.need(sizes, recipe, lengths)
+        choice = estimate.choose(need, card.memory)
+        host = choice.states == "host"
+        takes = need.least if host else need.onloaded if choice.offload else need.resident
+        own = (need.host if host else need.host - need.states) if choice.offload else 0
+        minutes = estimate.seconds(sizes, recipe, lengths, card, choice.offload) / 60
+        cells = ["on the host" if choice.offload else "on the GPU", "on the host" if host else "on the GPU"]
+        cells += [estimate.gigabytes(takes), estimate.gigabytes(count * own) if own else "–", f"{minutes:.1f}"]
+        rows.append(f"| {rig} | {' | '.join(cells)} |")
+    return "\n".join(rows) + (
+        f"\n\nWhat `tamp prune` chooses for `{name}` by TAMP, {N_SAMPLES} samples of {TOKENS:,} tokens in float16. All "
+        "of it is computed, the host's memory beside mapped weights. On two GPUs each process takes half of the samples."
     )

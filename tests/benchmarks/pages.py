@@ -417,6 +417,7 @@ PAGES = {
     },
     "book/running.md": {
         "needs": needs.table,
+        "cards": needs.card_table,
         "host": lambda: host_memory.table(read("host_memory")),
         "rehearsal": lambda: rehearsal.table(read("rehearsal")),
     },
