@@ -152,9 +152,7 @@ def _take_columns(part: Tensor, spread: Tensor, mask: Tensor, gone: Tensor, patt
     scale = spread.diagonal()
     errors = torch.zeros_like(part)
     for j in range(part.shape[1]):
-        if (
-            pattern is not None and j % pattern[1] == 0
-        ):  # the group's weights have absorbed the errors of those before it
+        if pattern and j % pattern[1] == 0:  # the group's weights have absorbed the errors of those before it
             at = slice(j, j + pattern[1])
             group = (part[:, at] / scale[at]).square().masked_fill(gone[:, at], -1)
             mask[:, at] = masks.n_of_m(group, *pattern) | gone[:, at]
