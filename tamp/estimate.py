@@ -110,6 +110,11 @@ class Sizes:
         )
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a number in the hidden states."""
+        return self.dtype.itemsize
+
+    @property
     def pruned(self) -> int:
         """Number of weights in the matrices that are pruned."""
         return sum(out * width for block in self.shapes for out, width in block)
@@ -153,11 +158,9 @@ def need(sizes: Sizes, recipe: Recipe, lengths: Sequence[int]) -> Need:
     """
     samples = recipe.needs_samples
     longest = max(lengths, default=0) if samples else 0
-    states = 2 * sum(lengths) * sizes.width * sizes.dtype.itemsize if samples else 0
+    states = 2 * sum(lengths) * sizes.width * sizes.itemsize if samples else 0
     transient = max(_transient(sizes, recipe, block, longest) for block in sizes.shapes)
-    rotary = (
-        2 * sum(lengths) * sizes.head * sizes.dtype.itemsize if samples else 0
-    )  # what blocks are called with besides
+    rotary = 2 * sum(lengths) * sizes.head * sizes.itemsize if samples else 0  # what blocks are called with besides
     states += rotary
     at_work = 2 * sizes.block + transient
     capture = sizes.outside + 2 * sizes.block
@@ -179,9 +182,7 @@ def _transient(sizes: Sizes, recipe: Recipe, block: Sequence[tuple[int, int]], t
     """
     _, rule, criterion, update = recipe.rules
     widest = max(width for _, width in block)
-    seen = (
-        tokens * sizes.dtype.itemsize * sum(2 * out + width for out, width in block)
-    )  # outputs twice: what becomes of them
+    seen = tokens * sizes.itemsize * sum(2 * out + width for out, width in block)  # outputs twice: what becomes of them
     rows = [row.statistic for row in (criterion, update) if row.statistic is not None]
     sums = [sum(_statistic_bytes(statistic, width) for statistic in rows) for _, width in block]
     if rows:
@@ -195,7 +196,7 @@ def _transient(sizes: Sizes, recipe: Recipe, block: Sequence[tuple[int, int]], t
         return sum(sums[place:]) + (made + sums[place] if admm else max(made, sums[place]))
 
     most = max(pruned(place, *shape) for place, shape in enumerate(block))
-    return max(seen + sum(sums), most) + 4 * tokens * sizes.width * sizes.dtype.itemsize
+    return max(seen + sum(sums), most) + 4 * tokens * sizes.width * sizes.itemsize
 
 
 def _statistic_bytes(statistic, width: int) -> int:
@@ -228,7 +229,7 @@ def seconds(sizes: Sizes, recipe: Recipe, lengths: Sequence[int], card: Card, on
     own = passes * (2 * sizes.pruned * tokens + 4 * squares * sizes.width * len(sizes.shapes))
     if allocation.looks_at == "loss":  # two losses per block and sample, over half of the blocks each
         own *= 1 + len(sizes.shapes) * share
-    single, moved = 0.0, passes * len(lengths) * sizes.pruned * sizes.dtype.itemsize
+    single, moved = 0.0, passes * len(lengths) * sizes.pruned * sizes.itemsize
     for block in sizes.shapes:
         if rule.together:
             own += sum(2 * squares * out for out, _ in block)
@@ -237,7 +238,7 @@ def seconds(sizes: Sizes, recipe: Recipe, lengths: Sequence[int], card: Card, on
             own += sum(2 * tokens * width**2 for _, width in block)
             single += sum(2 * width**3 + 2 * out * width**2 for out, width in block)
         moved += PER_WEIGHT * sum(out * width for out, width in block)
-    rate = card.half if sizes.dtype.itemsize == 2 else card.single
+    rate = card.half if sizes.itemsize == 2 else card.single
     bus = (collects + 4) * (sizes.weights - sizes.outside) / card.bus if onloaded else 0.0
     return (own / rate + single / card.single + moved / card.bandwidth + bus) / ATTAINED
 

@@ -65,7 +65,7 @@ def test_sizes_are_those_of_the_model(family):
         captured = walk.capture(model, samples, progress=False)
     held = sum(2 * each.hidden.nbytes for each in captured)
     said = estimate.need(sizes, Recipe.preset("wanda"), estimate.lengths(samples)).states
-    assert said == held + 2 * sizes.head * sizes.dtype.itemsize * sum(estimate.lengths(samples))
+    assert said == held + 2 * sizes.head * sizes.itemsize * sum(estimate.lengths(samples))
 
 
 @pytest.mark.parametrize(("preset", "most"), [("magnitude", 3), ("wanda", 3), ("sparsegpt", 5)])
